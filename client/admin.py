@@ -1,0 +1,235 @@
+"""The unary services: channels, groups, single messages, the node. Requests and answers are the protocol's messages."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import TypeAlias, TypeVar
+
+import grpc
+
+from ringpost.client.connection import Backoff, Connections
+from ringpost.client.errors import RingpostError, from_rpc_error
+from ringpost.v1 import (
+    channel_pb2,
+    channel_pb2_grpc,
+    cluster_pb2,
+    cluster_pb2_grpc,
+    common_pb2,
+    group_pb2,
+    group_pb2_grpc,
+    message_pb2,
+    message_pb2_grpc,
+)
+
+_ROLE = "admin"
+_PAGE = 1_000
+
+Start: TypeAlias = str | int | datetime | common_pb2.Start
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+# How to find a method on a channel.
+Unary: TypeAlias = Callable[[grpc.aio.Channel], "grpc.aio.UnaryUnaryMultiCallable[Request, Response]"]
+
+
+def start_of(place: Start | None) -> common_pb2.Start | None:
+    """ "earliest", "latest", an offset, a time (a datetime with a zone) as the protocol's `Start`.
+
+    Raises `ValueError`.
+    """
+    match place:
+        case None | common_pb2.Start():
+            return place
+        case "earliest":
+            return common_pb2.Start(earliest=True)
+        case "latest":
+            return common_pb2.Start(latest=True)
+        case int() if place >= 0 and not isinstance(place, bool):
+            return common_pb2.Start(offset=place)
+        case datetime() if place.tzinfo is not None:
+            return common_pb2.Start(time_us=round(place.timestamp() * 1_000_000))
+    raise ValueError(f'start: "earliest", "latest", an offset from 0 or a datetime with a time zone, not {place!r}')
+
+
+class Caller:
+    """Makes unary calls with a deadline and turns statuses into exceptions."""
+
+    def __init__(self, connections: Connections, timeout: float) -> None:
+        self._connections = connections
+        self._timeout = timeout
+
+    async def call(
+        self,
+        unary: "Unary[Request, Response]",
+        request: Request,
+        timeout: float | None = None,
+    ) -> Response:
+        """One attempt. Raises `RingpostError`."""
+        self._connections.check_loop()
+        address = self._connections.address(_ROLE)
+        method = unary(self._connections.channel(_ROLE))
+        try:
+            return await method(request, timeout=timeout or self._timeout, metadata=self._connections.metadata)
+        except grpc.aio.AioRpcError as error:
+            failed = from_rpc_error(error)
+            if failed.code is grpc.StatusCode.UNAVAILABLE:
+                self._connections.move_on(_ROLE, address)
+            raise failed from None
+
+    async def read(
+        self,
+        unary: "Unary[Request, Response]",
+        request: Request,
+        within: float | None = None,
+    ) -> Response:
+        """As `call`, tried again while no node is available, for `within` seconds. For calls that change nothing.
+
+        So no error of it leaves an outcome open.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (within or self._timeout)
+        backoff = Backoff()
+        while True:
+            try:
+                return await self.call(unary, request, max(0.001, deadline - loop.time()))
+            except RingpostError as error:
+                delay = backoff.next_delay()
+                if error.code is not grpc.StatusCode.UNAVAILABLE or loop.time() + delay >= deadline:
+                    raise error.copy(outcome_open=False) from None
+                await asyncio.sleep(delay)
+
+
+class Channels:
+    """Channels: named, ordered logs."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def add(self, name: str, config: channel_pb2.ChannelConfig | None = None) -> channel_pb2.ChannelInfo:
+        """Makes a channel; a field left out of `config` has the node's default, 0 means no limit.
+
+        Raises `AlreadyExists`, `InvalidRequest`.
+        """
+        request = channel_pb2.AddChannelRequest(name=name, config=config)
+        answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).AddChannel, request)
+        return answer.channel
+
+    async def get(self, name: str) -> channel_pb2.ChannelInfo:
+        """Raises `NotFound`."""
+        request = channel_pb2.GetChannelRequest(name=name)
+        answer = await self._caller.read(lambda c: channel_pb2_grpc.ChannelServiceStub(c).GetChannel, request)
+        return answer.channel
+
+    async def list(self, prefix: str = "") -> AsyncIterator[channel_pb2.ChannelInfo]:
+        """The channels whose names begin so, in the order of their names; fetched page by page."""
+        token = ""
+        while True:
+            request = channel_pb2.ListChannelsRequest(prefix=prefix, page_size=_PAGE, page_token=token)
+            answer = await self._caller.read(lambda c: channel_pb2_grpc.ChannelServiceStub(c).ListChannels, request)
+            for channel in answer.channels:
+                yield channel
+            token = answer.next_page_token
+            if not token:
+                return
+
+    async def set(self, name: str, config: channel_pb2.ChannelConfig) -> channel_pb2.ChannelInfo:
+        """Changes what `config` has set. Raises `NotFound`, `InvalidRequest`."""
+        request = channel_pb2.SetChannelRequest(name=name, config=config)
+        answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).SetChannel, request)
+        return answer.channel
+
+    async def purge(self, name: str, before_offset: int | None = None) -> channel_pb2.ChannelInfo:
+        """Removes the messages below the offset; None: all that are there now. Raises `NotFound`, `OutOfRange`."""
+        request = channel_pb2.PurgeChannelRequest(name=name, before_offset=before_offset)
+        answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).PurgeChannel, request)
+        return answer.channel
+
+    async def delete(self, name: str) -> None:
+        """Removes the channel with its messages and groups. Raises `NotFound`."""
+        request = channel_pb2.DeleteChannelRequest(name=name)
+        await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).DeleteChannel, request)
+
+
+class Groups:
+    """Groups: named, durable subscriptions whose members share a channel's messages."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def add(
+        self,
+        channel: str,
+        name: str,
+        *,
+        start: Start | None = None,
+        config: group_pb2.GroupConfig | None = None,
+    ) -> group_pb2.GroupInfo:
+        """Makes a group that begins at `start` (default: earliest).
+
+        Raises `AlreadyExists`, `NotFound`, `OutOfRange`.
+        """
+        request = group_pb2.AddGroupRequest(channel=channel, name=name, start=start_of(start), config=config)
+        answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).AddGroup, request)
+        return answer.group
+
+    async def get(self, channel: str, name: str) -> group_pb2.GroupInfo:
+        """Raises `NotFound`."""
+        request = group_pb2.GetGroupRequest(channel=channel, name=name)
+        answer = await self._caller.read(lambda c: group_pb2_grpc.GroupServiceStub(c).GetGroup, request)
+        return answer.group
+
+    async def list(self, channel: str = "") -> AsyncIterator[group_pb2.GroupInfo]:
+        """The channel's groups, of all channels when it is empty; fetched page by page."""
+        token = ""
+        while True:
+            request = group_pb2.ListGroupsRequest(channel=channel, page_size=_PAGE, page_token=token)
+            answer = await self._caller.read(lambda c: group_pb2_grpc.GroupServiceStub(c).ListGroups, request)
+            for group in answer.groups:
+                yield group
+            token = answer.next_page_token
+            if not token:
+                return
+
+    async def seek(self, channel: str, name: str, to: Start) -> group_pb2.GroupInfo:
+        """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`."""
+        request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to))
+        answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SeekGroup, request)
+        return answer.group
+
+    async def delete(self, channel: str, name: str) -> None:
+        """Removes the group. Raises `NotFound`."""
+        request = group_pb2.DeleteGroupRequest(channel=channel, name=name)
+        await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).DeleteGroup, request)
+
+
+class Messages:
+    """Looking at single messages."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def get(self, channel: str, offset: int, max_messages: int = 1) -> list[message_pb2.StoredMessage]:
+        """Up to `max_messages` (1 to 1,000) messages from the offset on, as many as fit into one answer.
+
+        Raises `NotFound`, `OutOfRange`, `DataLoss`.
+        """
+        request = message_pb2.GetMessagesRequest(channel=channel, offset=offset, max_messages=max_messages)
+        answer = await self._caller.read(lambda c: message_pb2_grpc.MessageServiceStub(c).GetMessages, request)
+        return list(answer.messages)
+
+
+class Node:
+    """The node that answers, and the cluster as it sees it."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def info(self, within: float | None = None) -> cluster_pb2.NodeInfo:
+        """Waits up to `within` seconds (default: request_timeout) for a node that answers."""
+        request = cluster_pb2.GetNodeRequest()
+        answer = await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetNode, request, within)
+        return answer.node
+
+    async def routes(self, *channels: str) -> cluster_pb2.GetRoutesResponse:
+        """Who owns the shards of these channels; of all shards when none is given."""
+        request = cluster_pb2.GetRoutesRequest(channels=channels)
+        return await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetRoutes, request)

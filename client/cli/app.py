@@ -1,0 +1,42 @@
+"""`ringpost`: the root of all commands."""
+
+from importlib.metadata import version
+
+import click
+
+from ringpost.client.cli import bench, channel, completion, demo, group, lifecycle, messages, nodes, pub, sub, verify
+from ringpost.client.cli.command import Root
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("ringpost"), "--version", "-V", prog_name="ringpost")
+def main() -> None:
+    """Ringpost, a durable message broker that speaks gRPC.
+
+    \b
+    ringpost up                          start a node in the background
+    ringpost sub orders.eu --group bill  wait for messages
+    ringpost pub orders.eu hello         publish one
+
+    Data goes to stdout, everything else to stderr. Exit code: 0 it worked, 1 it failed, 2 wrong usage,
+    3 the node cannot be reached, 130 interrupted, 141 nobody reads the output any more.
+    """
+
+
+for _command in (
+    lifecycle.up,
+    lifecycle.down,
+    lifecycle.serve,
+    demo.demo,
+    pub.pub,
+    sub.sub,
+    channel.channel,
+    group.group,
+    messages.msg,
+    nodes.node,
+    nodes.check,
+    bench.bench,
+    verify.verify,
+    completion.completion,
+):
+    main.add_command(_command)

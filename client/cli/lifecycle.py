@@ -1,0 +1,107 @@
+"""`up`, `down`, `serve`: nodes on this machine."""
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from ringpost.client.cli import local
+from ringpost.client.cli.command import output_option
+from ringpost.client.cli.output import Output, confirm, note
+
+DEFAULT_PORT = 7400
+
+
+@click.command()
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65533),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="Port for clients; metrics and health get the port + 2. 0: any free ports.",
+)
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where messages are kept.")
+@output_option
+@click.pass_context
+def up(ctx: click.Context, port: int, data_dir: Path | None, output: Output) -> None:
+    """Start a node in the background.
+
+    Its state is kept in $RINGPOST_HOME (default ~/.local/state/ringpost). When it runs already, this says so, and
+    fails if another port or directory was asked for.
+    """
+    wanted_port = None if ctx.get_parameter_source("port") is ParameterSource.DEFAULT else port
+    folder = local.home()
+    with local.exclusive(folder):
+        node = local.remembered(folder)
+        already = node is not None and local.running(node)
+        if node is None or not already:
+            listen, http = f"127.0.0.1:{port}", f"127.0.0.1:{port + 2 if port else 0}"
+            node = local.start(folder, (data_dir or folder / "data").absolute(), listen, http)
+        else:
+            _check_same(node, wanted_port, data_dir)
+    if output.is_json:
+        output.line("", {**asdict(node), "already_running": already})
+        return
+    click.echo(f"A node {'already serves' if already else 'serves'} on {node.address} (process {node.pid}).")
+    note(f"data: {node.data_dir} · log: {node.log} · metrics: http://{node.http_address}/metrics")
+    note(_what_next(node.address))
+
+
+def _check_same(node: local.LocalNode, port: int | None, data_dir: Path | None) -> None:
+    """Raises `LocalNodeError` when the running node is not the one that was asked for. Port 0 is any."""
+    same_port = not port or node.address.rpartition(":")[2] == str(port)
+    if not same_port or (data_dir is not None and data_dir.resolve() != Path(node.data_dir).resolve()):
+        raise local.LocalNodeError(
+            f"A node of this home already serves on {node.address} with its data in {node.data_dir}."
+            " `ringpost down` stops it; another RINGPOST_HOME runs one beside it."
+        )
+
+
+def _what_next(address: str) -> str:
+    export = "" if address == f"127.0.0.1:{DEFAULT_PORT}" else f"  export RINGPOST_ADDR={address}\n"
+    return (
+        f"\nTry next:\n{export}"
+        "  ringpost sub orders.eu --group billing      # in another terminal\n"
+        "  ringpost pub orders.eu hello --key 42\n"
+        "  ringpost verify --seconds 10 --kill\n"
+        "  ringpost down"
+    )
+
+
+@click.command()
+@click.option("--purge", is_flag=True, help="Also remove all of its messages.")
+@click.option("--yes", is_flag=True, help="Do not ask before removing.")
+def down(purge: bool, yes: bool) -> None:
+    """Stop the node that `up` started.
+
+    It finishes what it is doing first. Its messages stay, unless --purge is given.
+    """
+    folder = local.home()
+    with local.exclusive(folder):
+        node = local.remembered(folder)
+        data_dir = Path(node.data_dir) if node else folder / "data"
+        if purge and data_dir.exists():
+            confirm(f"Remove all messages in {data_dir}?", yes=yes)
+        if node is not None and local.running(node):
+            clean = local.stop(node)
+            note(f"Stopped the node on {node.address}." if clean else "It did not stop in time and was killed.")
+        else:
+            note("No node of `ringpost up` is running.")
+        if purge:
+            local.purge(folder, data_dir)
+            note(f"Removed {data_dir}.")
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+    short_help="Run a node in the foreground (see `ringpost serve --help`).",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments: tuple[str, ...]) -> None:
+    """Run a node in the foreground: `python -m ringpost.node` with the same arguments."""
+    # A new program in place of this one: signals reach the node itself, and the client package needs no node code.
+    os.execv(sys.executable, [sys.executable, "-m", "ringpost.node", *arguments])

@@ -1,0 +1,129 @@
+"""`node info` and `check`."""
+
+from typing import Any
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ringpost.client import errors
+from ringpost.client.api import Client, connect
+from ringpost.client.cli.command import PATIENCE, addr_option, async_command, output_option, remote
+from ringpost.client.cli.output import Output
+from ringpost.client.cli.units import show_bytes, show_time
+from ringpost.v1 import cluster_pb2
+
+
+@click.group()
+def node() -> None:
+    """The node that answers on --addr."""
+
+
+@node.command()
+@output_option
+@remote()
+async def info(mq: Client, output: Output) -> None:
+    """Show the node: state, durability, counts, memory, limits."""
+    found = await mq.node.info()
+    limits = found.limits
+    rows = [
+        ("node", found.node),
+        ("address", found.address),
+        ("cluster", found.cluster_id),
+        ("version", found.version),
+        ("state", state_of(found)),
+        ("disk", found.disk),
+        ("durability", found.durability),
+        ("started", f"{show_time(found.started_time_us)} (boot {found.boot})"),
+        ("channels", found.channel_count),
+        ("groups", found.group_count),
+        ("subscriptions", found.subscription_count),
+        ("published", found.published_messages),
+        ("delivered", found.delivered_messages),
+        ("journal", show_bytes(found.journal_bytes)),
+        ("memory", show_bytes(found.resident_bytes)),
+        ("CPU seconds", found.cpu_seconds),
+        ("greatest message", show_bytes(limits.max_message_bytes)),
+        ("greatest batch", f"{show_bytes(limits.max_batch_bytes)}, {limits.max_batch_messages:,} messages"),
+        ("channels by first use", limits.auto_create_channels),
+    ]
+    if found.quarantined_shards:
+        rows.append(("quarantined shards", ", ".join(map(str, found.quarantined_shards))))
+    output.details(rows, as_json(found))
+
+
+def state_of(found: cluster_pb2.NodeInfo) -> str:
+    """starting, serving or draining."""
+    return cluster_pb2.NodeState.Name(found.state).removeprefix("NODE_STATE_").lower()
+
+
+def as_json(found: cluster_pb2.NodeInfo) -> dict[str, Any]:
+    """Names and units of the API; numbers as numbers."""
+    plain = {
+        field.name: getattr(found, field.name)
+        for field in found.DESCRIPTOR.fields
+        if field.name not in ("state", "limits", "quarantined_shards")
+    }
+    limits = {field.name: getattr(found.limits, field.name) for field in found.limits.DESCRIPTOR.fields}
+    return {**plain, "state": state_of(found), "limits": limits, "quarantined_shards": list(found.quarantined_shards)}
+
+
+def verdict(found: cluster_pb2.NodeInfo, unhealthy: list[str]) -> tuple[int, list[str]]:
+    """(0 fine, 1 works with faults, 2 does not work; the reasons). `unhealthy`: parts whose health is not SERVING.
+
+    The empty name stands for the node as a whole.
+    """
+    broken, faults = [], []
+    if found.state != cluster_pb2.NODE_STATE_SERVING:
+        broken.append(f"the node is {state_of(found)}")
+    if "" in unhealthy:
+        broken.append("the node's health is not SERVING")
+    if found.disk == "failed":
+        broken.append("the disk has failed")
+    elif found.disk not in ("ok", ""):
+        faults.append(f"disk: {found.disk}")
+    if found.quarantined_shards:
+        faults.append(f"{len(found.quarantined_shards)} shards are damaged and refuse work")
+    faults += [f"health of {part} is not SERVING" for part in unhealthy if part]
+    return (2 if broken else 1 if faults else 0), broken + faults
+
+
+@click.command()
+@output_option
+@addr_option
+@async_command
+async def check(addr: str, output: Output) -> None:
+    """Check the node, for scripts.
+
+    Exit code 0: it works. 1: it works with faults, such as a disk that fills. 2: it does not work or does not
+    answer. The reasons are printed.
+    """
+    try:
+        async with connect(addr, options=PATIENCE) as mq:
+            found = await mq.node.info()
+        unhealthy = await _unhealthy(addr)
+    except errors.RingpostError as error:
+        code, reasons, state = 2, [f"no answer from {addr}: {error.message}"], "unreachable"
+    else:
+        code, reasons = verdict(found, unhealthy)
+        state = state_of(found)
+    word = ("ok", "faults", "broken")[code]
+    text = "; ".join(reasons) if reasons else f"{found.node} serves on {found.address}, disk ok"
+    output.line(f"{word}: {text}", {"status": word, "state": state, "reasons": reasons})
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+async def _unhealthy(addr: str) -> list[str]:
+    """The services of grpc.health.v1, of those that matter here, that are not SERVING. Raises `RingpostError`."""
+    async with grpc.aio.insecure_channel(addr) as channel:
+        ask = health_pb2_grpc.HealthStub(channel).Check
+        found = []
+        for service in ("", "storage"):
+            try:
+                answer = await ask(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE.connect_timeout)
+            except grpc.aio.AioRpcError as error:
+                raise errors.from_rpc_error(error) from None
+            if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                found.append(service)
+    return found

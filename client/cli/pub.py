@@ -1,0 +1,133 @@
+"""`pub`: publish one message, a file of lines, or many made from a template."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import IO, Any
+
+import click
+
+from ringpost.client.api import Client
+from ringpost.client.batch import OutMessage
+from ringpost.client.cli.command import output_option, remote
+from ringpost.client.cli.output import Output, progress
+from ringpost.client.cli.params import DURABILITY, header
+from ringpost.client.receipts import BatchReceipt
+
+CHUNK = 1_000
+_BLOCK_BYTES = 256 * 1024
+
+
+def _check(data: str | None, lines: IO[bytes] | None, count: int | None, **_: object) -> None:
+    if (data is None) == (lines is None):
+        raise click.UsageError("Give either DATA or --lines FILE.")
+    if count is not None and (lines is not None or data == "-"):
+        raise click.UsageError("--count repeats DATA; it does not go with --lines or stdin.")
+
+
+@click.command()
+@click.argument("channel")
+@click.argument("data", required=False)
+@click.option("--lines", type=click.File("rb"), metavar="FILE", help="Publish every line of FILE (- for stdin).")
+@click.option("--count", type=click.IntRange(min=1), help="Publish so many; {n} in DATA and --key counts from 1.")
+@click.option("--key", help="Messages with one key keep their order in key-ordered groups.")
+@click.option("--header", "headers", type=header, multiple=True, metavar="NAME=VALUE", help="May be repeated.")
+@click.option("--durability", type=DURABILITY, default="quorum", show_default=True, help="What to wait for.")
+@output_option
+@remote(_check)
+async def pub(
+    mq: Client,
+    channel: str,
+    data: str | None,
+    lines: IO[bytes] | None,
+    count: int | None,
+    key: str | None,
+    headers: tuple[tuple[str, str], ...],
+    durability: str,
+    output: Output,
+) -> None:
+    """Publish DATA to CHANNEL; DATA "-" is all of stdin.
+
+    \b
+    ringpost pub orders.eu hello --key 42 --header source=web
+    ringpost pub orders.eu 'order {n}' --count 1000
+    ringpost pub logs --lines access.log
+    """
+
+    def message(data: bytes, key: str | None = key) -> OutMessage:
+        return OutMessage(data, key, dict(headers))
+
+    begin = time.perf_counter()
+    if lines is not None:
+        chunks = _line_chunks(lines.fileno(), message)
+        receipts = await _publish_all(mq, channel, chunks, None, durability)
+    elif count is not None:
+        chunks = _template_chunks(os.fsencode(data or ""), key, count, message)
+        receipts = await _publish_all(mq, channel, chunks, count, durability)
+    else:
+        content = sys.stdin.buffer.read() if data == "-" else os.fsencode(data or "")
+        receipts = await mq.publish_many(channel, [message(content)], durability)
+    _report(channel, receipts, time.perf_counter() - begin, output)
+
+
+async def _template_chunks(
+    data: bytes, key: str | None, count: int, message: Callable[..., OutMessage]
+) -> AsyncIterator[list[OutMessage]]:
+    for first in range(1, count + 1, CHUNK):
+        numbers = map(str, range(first, min(first + CHUNK, count + 1)))
+        yield [message(data.replace(b"{n}", n.encode()), key and key.replace("{n}", n)) for n in numbers]
+
+
+async def _line_chunks(file: int, message: Callable[..., OutMessage]) -> AsyncIterator[list[OutMessage]]:
+    """The lines that are there, as they come: a pipe's lines are published when they arrive."""
+    blocks: asyncio.Queue[bytes] = asyncio.Queue(2)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        while block := os.read(file, _BLOCK_BYTES):
+            asyncio.run_coroutine_threadsafe(blocks.put(block), loop).result()
+        asyncio.run_coroutine_threadsafe(blocks.put(b""), loop).result()
+
+    # A daemon and os.read: after Ctrl-C nobody waits for a pipe that stays silent.
+    threading.Thread(target=read, daemon=True).start()
+    rest = b""
+    while block := await blocks.get():
+        *whole, rest = (rest + block).split(b"\n")
+        if whole:
+            yield [message(line.removesuffix(b"\r")) for line in whole]
+    if rest:
+        yield [message(rest)]
+
+
+async def _publish_all(
+    mq: Client, channel: str, chunks: AsyncIterator[list[OutMessage]], total: int | None, durability: str
+) -> list[BatchReceipt]:
+    """Chunk by chunk: reads no more of the input than is published."""
+    receipts: list[BatchReceipt] = []
+    with progress() as bar:
+        task = bar.add_task(f"publishing to {channel}", total=total, extra="")
+        async for chunk in chunks:
+            receipts += await mq.publish_many(channel, chunk, durability)
+            bar.advance(task, len(chunk))
+    return receipts
+
+
+def _report(channel: str, receipts: list[BatchReceipt], seconds: float, output: Output) -> None:
+    count = sum(receipt.count for receipt in receipts)
+    if not count:
+        raise click.ClickException("There was nothing to publish: the input is empty.")
+    first, last = receipts[0], receipts[-1]
+    reached = {"owner": last.owner, "replicas": list(last.replicas), "durability": last.durability}
+    if count == 1:
+        where = f"offset {first.first_offset}"
+        data: dict[str, Any] = {"channel": channel, "offset": first.first_offset, **reached}
+    else:
+        where = f"{count:,} messages, offsets {first.first_offset} to {last.last_offset}"
+        place = {"first_offset": first.first_offset, "last_offset": last.last_offset}
+        data = {"channel": channel, **place, "count": count, "seconds": round(seconds, 3), **reached}
+    rate = f" · {count / seconds:,.0f} msg/s" if count > 1 else ""
+    replicas = ", ".join(last.replicas)
+    output.line(f"{channel} {where} · owner {last.owner} · on {replicas} · durability {last.durability}{rate}", data)

@@ -1,0 +1,197 @@
+"""gRPC channels to the nodes, and raw streams on them. Everything of gRPC's that needs care is here."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any, Final
+
+import grpc
+
+from ringpost.client.errors import InvalidRequest, Precondition, RingpostError, Unavailable, from_rpc_error
+
+DEFAULT_PORT: Final = 7400
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Without it, gRPC would put all roles on one connection again.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+_HOPELESS = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    }
+)
+
+
+def is_hopeless(error: RingpostError) -> bool:
+    """Whether opening the same stream again would end the same way."""
+    return error.code in _HOPELESS
+
+
+class Backoff:
+    """Jittered delays that double from 50 ms to 2 s until `reset`."""
+
+    _FIRST_S = 0.05
+    _LAST_S = 2.0
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._random = rng or random.Random()
+        self._bound = self._FIRST_S
+
+    def next_delay(self) -> float:
+        """Seconds to wait now: between half of the bound and the bound."""
+        delay = self._random.uniform(self._bound / 2, self._bound)
+        self._bound = min(self._LAST_S, self._bound * 2)
+        return delay
+
+    def reset(self) -> None:
+        self._bound = self._FIRST_S
+
+
+class Stream:
+    """One bidirectional call with raw bytes both ways.
+
+    One task reads, one writes. To stop either, `cancel` the call and await the task; never cancel the task: a cancelled
+    read or write leaks inside gRPC.
+    """
+
+    def __init__(self, call: "grpc.aio.StreamStreamCall[bytes, bytes]", address: str) -> None:
+        self._call = call
+        self._cancelled = False
+        self.address = address
+
+    async def read(self) -> bytes | None:
+        """The next message; None when the server ended the call with OK. Raises `RingpostError`."""
+        try:
+            data = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            raise self._ended() from None
+        return data if isinstance(data, bytes) else None
+
+    async def write(self, data: bytes) -> None:
+        """Returns when gRPC can take more. Raises `RingpostError` when the call is over."""
+        try:
+            await self._call.write(data)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.InvalidStateError:
+            raise Unavailable("the node ended the stream", outcome_open=True) from None
+        except asyncio.CancelledError:
+            raise self._ended() from None
+
+    async def half_close(self) -> None:
+        """Says that no more will be written."""
+        try:
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            raise self._ended() from None
+
+    def cancel(self) -> None:
+        """Ends the call now. Always called: an abandoned call is never collected."""
+        self._cancelled = True
+        self._call.cancel()
+
+    def _ended(self) -> BaseException:
+        task = asyncio.current_task()
+        if not self._cancelled or (task is not None and task.cancelling()):
+            return asyncio.CancelledError()
+        return Unavailable("the client ended the stream", outcome_open=True)
+
+
+class Connections:
+    """Channels to the nodes at `addresses`, one for each role that asks, made when first used.
+
+    A role moves on to the next address when its stream fails.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], credentials: grpc.ChannelCredentials | None, token: str | None
+    ) -> None:
+        self.addresses = list(addresses)
+        self.metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
+        self._credentials = credentials
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._turn: dict[str, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def check_loop(self) -> None:
+        """Whoever asks first decides for the event loop; raises `Precondition` in any other, or in none."""
+        running: asyncio.AbstractEventLoop | None
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop and running is not None:
+            return
+        if running is None or self._loop is not None:
+            text = "a client works only in the event loop (and its thread) in which it was connected"
+            raise Precondition(
+                f"{text}; from another thread use asyncio.run_coroutine_threadsafe", reason="WRONG_EVENT_LOOP"
+            )
+        self._loop = running
+
+    def address(self, role: str) -> str:
+        """Where the role's next call goes."""
+        return self.addresses[self._turn.get(role, 0) % len(self.addresses)]
+
+    def move_on(self, role: str, failed: str) -> None:
+        """The role's next call goes to the next address, unless it has left `failed` already."""
+        if self.address(role) == failed:
+            self._turn[role] = self._turn.get(role, 0) + 1
+
+    def channel(self, role: str) -> grpc.aio.Channel:
+        """The role's channel to its address."""
+        address = self.address(role)
+        channel = self._channels.get((role, address))
+        if channel is None:
+            channel = self._channels[role, address] = self._dial(address)
+        return channel
+
+    def _dial(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(address, self._credentials, options=_CHANNEL_OPTIONS)
+
+    def open_stream(self, role: str, path: str) -> Stream:
+        """Starts a call; it connects when first written to or read from."""
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel(role).stream_stream(path)
+        return Stream(method(metadata=self.metadata), self.address(role))
+
+    async def close(self) -> None:
+        """Ends every call that is left, and the connections."""
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await channel.close()
+
+
+def parse_targets(target: str | Sequence[str] | None, default: str) -> list[str]:
+    """Addresses from a string (comma-separated), a list, or the default; port 7400 where none is given.
+
+    Raises `InvalidRequest` when there is none.
+    """
+    given = [target or default] if target is None or isinstance(target, str) else list(target)
+    addresses = [part.strip() for text in given for part in text.split(",") if part.strip()]
+    if not addresses:
+        raise InvalidRequest("target: at least one address, such as localhost:7400")
+    return [_with_port(address) for address in addresses]
+
+
+def _with_port(address: str) -> str:
+    # "unix:…" and "dns:///…" are gRPC's own forms; "[::1]" is an address without a port.
+    if "/" in address or address.startswith("unix:"):
+        return address
+    if address.endswith("]") or ":" not in address:
+        return f"{address}:{DEFAULT_PORT}"
+    return address

@@ -1,0 +1,199 @@
+"""Delivered messages. A batch is kept as the bytes that came and opened when it is looked at."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from google.protobuf.message import DecodeError
+
+from ringpost.client.errors import DataCorrupted, Precondition
+from ringpost.client.settle import ACK, Action, Leases, Settlement
+from ringpost.v1 import publish_pb2
+
+MAX_NACK_DELAY_MS = 604_800_000
+MIN_EXTEND_MS = 1_000
+MAX_EXTEND_MS = 43_200_000
+MAX_REASON_BYTES = 1_024
+
+
+class _Settles(ABC):
+    """ack, nack, extend and reject of whatever `_settle` covers.
+
+    Each returns at once with a `Settlement` to await, or to leave: settlements are gathered and sent together, and
+    closing the subscription waits for all of them. They raise `Precondition` on a subscription without a group.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _settle(self, action: Action, *, final: bool) -> Settlement:
+        """Begins the settlement; `final`: not an extension."""
+
+    def ack(self) -> Settlement:
+        """Done; never delivered to this group again. Awaiting it waits until that is durable."""
+        return self._settle(ACK, final=True)
+
+    def nack(self, delay: float = 0.0) -> Settlement:
+        """Not done; delivered again after `delay` seconds (at most seven days) with attempt + 1."""
+        millis = round(delay * 1000)
+        if not 0 <= millis <= MAX_NACK_DELAY_MS:
+            raise ValueError(f"delay: 0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {delay}")
+        return self._settle(Action("nack", millis), final=True)
+
+    def extend(self, seconds: float = 0.0) -> Settlement:
+        """Still working: the lease ends `seconds` from now (1 to 43,200); 0: the group's ack deadline from now."""
+        millis = round(seconds * 1000)
+        if millis and not MIN_EXTEND_MS <= millis <= MAX_EXTEND_MS:
+            raise ValueError(f"seconds: 0, or 1 to {MAX_EXTEND_MS // 1000:,}, not {seconds}")
+        return self._settle(Action("extend", millis), final=False)
+
+    def reject(self, reason: str = "") -> Settlement:
+        """Will never be done: settled like an ack and counted as rejected. `reason`: at most 1,024 bytes."""
+        if len(reason.encode()) > MAX_REASON_BYTES:
+            raise ValueError(f"reason: at most {MAX_REASON_BYTES:,} bytes")
+        return self._settle(Action("reject", 0, reason), final=True)
+
+
+class MessageBatch(_Settles):
+    """Consecutive messages of one channel, delivered together; its settlements cover all of them as one range."""
+
+    __slots__ = (
+        "_messages",
+        "_raw",
+        "append_time_us",
+        "attempt",
+        "channel",
+        "count",
+        "first_offset",
+        "leases",
+        "settled",
+        "size",
+    )
+
+    def __init__(
+        self,
+        channel: str,
+        raw: bytes,
+        *,
+        first_offset: int,
+        count: int,
+        append_time_us: int,
+        attempt: int,
+        leases: Leases | None,
+    ) -> None:
+        self.channel = channel
+        self.first_offset = first_offset
+        self.count = count
+        # The owner's clock at the append, microseconds since the epoch.
+        self.append_time_us = append_time_us
+        # Groups: which delivery this is, from 1. 0 without a group.
+        self.attempt = attempt
+        # Encoded bytes.
+        self.size = len(raw)
+        # None without a group.
+        self.leases = leases
+        self.settled = False
+        self._raw = raw
+        self._messages: list[Message] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def last_offset(self) -> int:
+        return self.first_offset + self.count - 1
+
+    @property
+    def messages(self) -> "list[Message]":
+        """The messages, in order. Raises `DataCorrupted`."""
+        if self._messages is None:
+            self._messages = [Message(self, proto, n) for n, proto in enumerate(self._open(), self.first_offset)]
+        return self._messages
+
+    def payloads(self) -> list[bytes]:
+        """Only the data of each message, for speed. Raises `DataCorrupted`."""
+        return [proto.data for proto in self._open()]
+
+    def _open(self) -> Sequence[publish_pb2.Message]:
+        try:
+            protos = publish_pb2.Batch.FromString(self._raw).messages
+        except DecodeError:
+            raise DataCorrupted(f"the batch at offset {self.first_offset} of {self.channel} does not parse") from None
+        if len(protos) != self.count:
+            text = f"the batch at offset {self.first_offset} of {self.channel} holds {len(protos)} messages"
+            raise DataCorrupted(f"{text}, not {self.count} as announced")
+        return protos
+
+    def _settle(self, action: Action, *, final: bool) -> Settlement:
+        self.settled |= final
+        return _leases_of(self).settle(action, self.first_offset, self.last_offset)
+
+
+class Message(_Settles):
+    """One message. Settle it only in a group, once; `settled` says whether this program did."""
+
+    __slots__ = ("_proto", "_settled", "batch", "offset")
+
+    def __init__(self, batch: MessageBatch, proto: publish_pb2.Message, offset: int) -> None:
+        self.batch = batch
+        self._proto = proto
+        self._settled = False
+        self.offset = offset
+
+    @property
+    def channel(self) -> str:
+        return self.batch.channel
+
+    @property
+    def data(self) -> bytes:
+        return self._proto.data
+
+    @property
+    def key(self) -> bytes:
+        """Empty when there is none."""
+        return self._proto.key
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._proto.headers
+
+    @property
+    def message_id(self) -> str:
+        """The producer's own name for it; empty when there is none."""
+        return self._proto.message_id
+
+    @property
+    def producer_time_us(self) -> int:
+        """When the producer made it, microseconds since the epoch; 0: unknown."""
+        return self._proto.producer_time_us
+
+    @property
+    def append_time_us(self) -> int:
+        """The owner's clock at the append, microseconds since the epoch."""
+        return self.batch.append_time_us
+
+    @property
+    def attempt(self) -> int:
+        """Groups: which delivery this is, from 1. 0 without a group."""
+        return self.batch.attempt
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was acked, nacked or rejected here, by itself or with its batch."""
+        return self._settled or self.batch.settled
+
+    def text(self) -> str:
+        """The data as UTF-8 text."""
+        return self._proto.data.decode()
+
+    def __repr__(self) -> str:
+        return f"Message(channel={self.channel!r}, offset={self.offset}, key={self.key!r}, data={self.data[:40]!r})"
+
+    def _settle(self, action: Action, *, final: bool) -> Settlement:
+        self._settled |= final
+        return _leases_of(self.batch).settle(action, self.offset, self.offset)
+
+
+def _leases_of(batch: MessageBatch) -> Leases:
+    if batch.leases is None:
+        raise Precondition("a subscription without a group settles nothing", reason="NO_GROUP")
+    return batch.leases

@@ -1,0 +1,45 @@
+"""One channel's way out of a publisher: the open batch and the producer behind it."""
+
+import secrets
+
+from crc32c import crc32c
+
+from ringpost.client.options import Options
+from ringpost.client.producer import Lane, OutBatch
+from ringpost.client.receipts import Ticket
+
+
+class OpenBatch:
+    """What waits for the next frame of a channel."""
+
+    __slots__ = ("deadline", "due", "durability", "parts", "size", "ticket")
+
+    def __init__(self, ticket: Ticket, durability: int, now: float, options: Options) -> None:
+        self.ticket = ticket
+        self.durability = durability
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.due = now + options.linger_ms / 1000
+        self.deadline = now + options.publish_timeout
+
+
+class Outlet:
+    """One channel's way out: its producer and its open batch."""
+
+    __slots__ = ("lane", "open", "queued")
+
+    def __init__(self, channel: str) -> None:
+        # Ids are per channel, so that a channel whose session is over leaves the others alone.
+        self.lane = Lane(channel, lambda: secrets.randbits(63) or 1)
+        self.open: OpenBatch | None = None
+        self.queued = False
+
+    def seal(self) -> None:
+        """Closes the open batch: it goes to the producer."""
+        opened, self.open = self.open, None
+        assert opened is not None
+        self.enqueue(b"".join(opened.parts), opened.ticket, opened.durability, opened.deadline)
+
+    def enqueue(self, payload: bytes, ticket: Ticket, durability: int, deadline: float) -> None:
+        """Hands an encoded batch to the producer; its outcome goes to the ticket."""
+        self.lane.enqueue(OutBatch(payload, ticket.count, crc32c(payload), durability, deadline, ticket))

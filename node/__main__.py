@@ -1,0 +1,68 @@
+"""`python -m ringpost.node`: runs one node until SIGTERM or SIGINT; exit 0 after a clean stop.
+
+When it serves, one JSON line on standard output says where; everything else goes to standard error.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+
+import uvloop
+
+from ringpost.node import log
+from ringpost.node.config import Config, ConfigError, load_config
+from ringpost.node.server import Server, StartError
+from ringpost.node.storage import UNREADABLE
+
+# The journal's writer and gRPC's poller wait for the interpreter while the loop works: the default of 5 ms is long
+# beside an fsync.
+SWITCH_INTERVAL_S = 0.0005
+
+
+def main() -> int:
+    """Exit 0: stopped as asked. 1: the disk failed while running. 2: it could not start."""
+    try:
+        config = load_config(sys.argv[1:], os.environ)
+    except ConfigError as error:
+        print(f"ringpost: {error}", file=sys.stderr)
+        return 2
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    log.configure(config.log_level, config.log_format)
+    return uvloop.run(run(config))
+
+
+async def run(config: Config) -> int:
+    """Starts, serves, stops."""
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stopped.set)
+    try:
+        await server.start()
+    except (StartError, OSError, *UNREADABLE) as error:
+        print(f"ringpost: {error}", file=sys.stderr)
+        return 2
+    host = config.listen.rpartition(":")[0]
+    http_host = config.http_listen.rpartition(":")[0]
+    serving = {
+        "event": "serving",
+        "node": config.node,
+        "listen": f"{host}:{server.port}",
+        "http": f"{http_host}:{server.http_port}" if config.http_listen else "",
+        "pid": os.getpid(),
+    }
+    print(json.dumps(serving), flush=True)
+    await server.stopped.wait()
+    await server.stop()
+    return 1 if server.failed else 0
+
+
+if __name__ == "__main__":
+    # Without the interpreter's clean-up: gRPC's threads and an event loop that is gone do not mix.
+    sys.stdout.flush()
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,130 @@
+"""What all subscribe streams of a node share: limits, counters, the cutter, bytes that several of them send."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ringpost.node.delivery.encode import Piece, piece
+from ringpost.node.journal.cache import CachedFrame
+from ringpost.node.shard.batch import Cutter
+from ringpost.node.shard.reading import Reading
+from ringpost.node.shard.store import Store
+
+if TYPE_CHECKING:
+    from ringpost.node.delivery.session import Session
+
+_SHARED_MAX = 64
+_SHARED_BYTES_MAX = 512 << 10  # so all together hold at most 64 MiB
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def frame_piece(frame: CachedFrame) -> Piece:
+    """A whole frame without a group, as it stands in a Deliver."""
+    return piece(
+        frame.body,
+        first_offset=frame.base_offset,
+        count=frame.count,
+        time_us=frame.time_us,
+        crc=frame.body_crc,
+    )
+
+
+def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if len(known) >= _SHARED_MAX:
+        del known[next(iter(known))]
+    known[key] = value
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryLimits:
+    """Bytes, counts and milliseconds, all above 0. `queues_bytes` bounds what waits on all streams together."""
+
+    queue_bytes: int = 1 << 20
+    queues_bytes: int = 512 << 20
+    delivery_bytes: int = 256 << 10
+    heartbeat_ms: int = 10_000
+    subscriptions_per_stream: int = 256
+    settlements_per_stream: int = 1_000
+
+
+@dataclass(slots=True)
+class DeliveryCounters:
+    """Since the start."""
+
+    messages: int = 0
+    bytes: int = 0
+    deliveries: int = 0
+    redeliveries: int = 0
+    settled: dict[str, int] = field(default_factory=dict)
+
+
+class Hub:
+    """One a node. Everything runs in the loop's thread."""
+
+    def __init__(self, store: Store, reading: Reading, limits: DeliveryLimits, *, node: str) -> None:
+        self.store = store
+        self.reading = reading
+        self.limits = limits
+        self.node = node
+        self.counters = DeliveryCounters()
+        self.cutter = Cutter()
+        self.sessions: set[Session] = set()
+        self.subscriptions = 0
+        self.draining = False
+        self._members = 0
+        self._pieces: dict[int, Piece] = {}
+        self._messages: dict[tuple[int, ...], bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def new_member(self) -> int:
+        """A number for a group's member, never used before on this node."""
+        self._members += 1
+        return self._members
+
+    def queue_bytes(self) -> int:
+        """How much may wait on one stream: less when there are very many."""
+        return min(self.limits.queue_bytes, max(self.limits.queues_bytes // max(len(self.sessions), 1), 16 << 10))
+
+    def piece(self, address: int, frame: CachedFrame) -> Piece:
+        """A whole frame without a group, as it stands in a Deliver; the same for every subscriber."""
+        known = self._pieces.get(address)
+        if known is None:
+            known = frame_piece(frame)
+            if len(frame.body) <= _SHARED_BYTES_MAX:
+                _remember(self._pieces, address, known)
+        return known
+
+    def shared(self, key: tuple[int, ...], make: Callable[[], bytes]) -> bytes:
+        """The same bytes object for the same key (subscription id and addresses), for the latest few keys."""
+        known = self._messages.get(key)
+        if known is None:
+            known = make()
+            if len(known) <= _SHARED_BYTES_MAX:
+                _remember(self._messages, key, known)
+        return known
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a coroutine that handles its own errors."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def beat(self) -> None:
+        """To be called every half second: streams that were silent for long get a heartbeat."""
+        now = asyncio.get_running_loop().time()
+        for session in self.sessions:
+            session.beat(now)
+
+    def drain(self, grace_ms: int, retry_after_ms: int) -> None:
+        """Tells every stream that it ends soon."""
+        self.draining = True
+        for session in tuple(self.sessions):
+            session.drain(grace_ms, retry_after_ms)
+
+    def end_all(self) -> None:
+        """Ends every stream with UNAVAILABLE."""
+        for session in tuple(self.sessions):
+            session.end_unavailable("the node is stopping")

@@ -1,0 +1,114 @@
+"""Opening a subscription: finding the channel, the place to begin, the group."""
+
+import asyncio
+from typing import NamedTuple
+
+from ringpost.cluster.names import group_problem
+from ringpost.node.delivery.hub import Hub
+from ringpost.node.delivery.sources import Cursor, Membership, Source
+from ringpost.node.delivery.subscription import Subscription
+from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.reading import Reading, check_offset
+from ringpost.node.shard.store import Store
+from ringpost.v1.common_pb2 import Start
+from ringpost.v1.subscribe_pb2 import OpenSubscription
+
+
+class Opening(NamedTuple):
+    """A subscription that can begin. `ack_deadline_ms` is 0 without a group."""
+
+    channel: Channel
+    source: Source
+    next_offset: int
+    ack_deadline_ms: int
+
+
+async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscription) -> Opening:
+    """Raises RingpostError when it cannot begin; what was made by first use stays."""
+    if command.group and (problem := group_problem(command.group)) is not None:
+        raise InvalidRequest.of("open.group", problem)
+    channel = find_or_add(hub.store, command.channel, command.start, "open.")
+    if command.group:
+        group = await _group(hub, channel, command)
+        if group.removed:
+            raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
+        member = hub.new_member()
+        group.join(member, subscription)
+        return Opening(channel, Membership(group, member), group.core.settled_below, group.settings.ack_deadline_ms)
+    offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
+    return Opening(channel, Cursor(channel, offset), max(offset, channel.first_offset), 0)
+
+
+def find_or_add(store: Store, name: str, start: Start, prefix: str) -> Channel:
+    """The channel, made by first use, but not by a request that must fail because of its start.
+
+    `prefix` is where `channel` and `start` are in the request.
+    """
+    if store.get(name) is None and store.limits.auto_create_channels:
+        if start.WhichOneof("at") == "offset" and start.offset > 0:
+            raise OutOfRange(
+                f"{prefix}start.offset: {start.offset} is beyond the end offset 0 of the new channel {name!r}",
+                metadata={"end_offset": "0", "first_offset": "0"},
+            )
+        _check_time(start, f"{prefix}start")
+    return store.find_or_add(name, f"{prefix}channel")
+
+
+async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group:
+    has_start = command.start.WhichOneof("at") is not None
+    known = (channel.groups or {}).get(command.group)
+    if known is not None:
+        if has_start:
+            raise InvalidRequest.of(
+                "open.start", f"group {command.group!r} exists and knows its place; leave start unset or seek the group"
+            )
+        return known
+    if not hub.store.limits.auto_create_channels:
+        return hub.store.find_group(channel, command.group)
+    hub.store.check_groups()
+    start = await resolve_start(hub.reading, channel, command.start, channel.first_offset, "open.start")
+    return await make_group(channel, command.group, GroupSettings(), start)
+
+
+async def make_group(channel: Channel, name: str, settings: GroupSettings, start: int) -> Group:
+    """Makes a group and waits until it is committed; one made meanwhile is taken as it is."""
+    known = (channel.groups or {}).get(name)
+    if known is not None:
+        return known
+    group_done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    group = add_group(channel, name, settings, start, lambda error: resolve(group_done, error))
+    await group_done
+    return group
+
+
+def resolve(future: "asyncio.Future[None]", error: RingpostError | None) -> None:
+    """Ends a future with a commit's outcome, unless nobody waits any more."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+async def resolve_start(reading: Reading, channel: Channel, start: Start, unset: int, field: str) -> int:
+    """The offset that a Start means now; `unset` when none of its fields is set. Raises OutOfRange, InvalidRequest."""
+    at = start.WhichOneof("at")
+    if at is None:
+        return unset
+    if at == "latest":
+        return channel.end_offset
+    if at == "offset":
+        check_offset(channel, start.offset, f"{field}.offset")
+        return start.offset
+    if at == "time_us":
+        _check_time(start, field)
+        return await reading.offset_at(channel, start.time_us)
+    return channel.first_offset
+
+
+def _check_time(start: Start, field: str) -> None:
+    if start.time_us < 0:
+        raise InvalidRequest.of(f"{field}.time_us", f"is {start.time_us}; microseconds since 1970, not below 0")

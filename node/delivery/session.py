@@ -1,0 +1,330 @@
+"""One Subscribe stream: its subscriptions, what waits to be sent, how it ends.
+
+The shell around it (`services.subscriber`) reads commands and calls `handle`, waits for `next_message` and writes.
+Nothing here waits; work that must (an offset by time) runs as a task of the hub.
+"""
+
+import asyncio
+from collections import deque
+
+from ringpost.cluster.names import consumer_problem
+from ringpost.node.delivery.commands import check_settle, settle_action
+from ringpost.node.delivery.credit import CreditWindow
+from ringpost.node.delivery.hub import Hub
+from ringpost.node.delivery.opening import open_source
+from ringpost.node.delivery.sources import Membership
+from ringpost.node.delivery.subscription import Subscription
+from ringpost.node.errors import Exhausted, InvalidRequest, NotFound, RingpostError, Unavailable
+from ringpost.node.groups.changes import Outcome
+from ringpost.node.status import failure, known
+from ringpost.v1.common_pb2 import DrainNotice, OffsetRange
+from ringpost.v1.subscribe_pb2 import (
+    Closed,
+    Gap,
+    GrantCredit,
+    Heartbeat,
+    Opened,
+    OpenSubscription,
+    Settle,
+    Settled,
+    SettledRange,
+    SubscribeRequest,
+    SubscribeResponse,
+)
+from ringpost.v1.subscribe_pb2 import Outcome as OutcomeMessage
+
+
+class Session:
+    """State of one stream.
+
+    Invariant: `queued_bytes` is the length of all messages in the queue. Nothing is collected while it is at the bound,
+    and no command is read while it is, or while too many settlements are unanswered.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.subscriptions: dict[int, Subscription] = {}
+        self.queued_bytes = 0
+        self.unanswered = 0
+        self.ended: RingpostError | None = None
+        self._queue: deque[bytes] = deque()
+        self._ready: deque[Subscription] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._something = asyncio.Event()
+        self._room = asyncio.Event()
+        self._pump_soon = False
+        self._half_closed = False
+        self._closed = False
+        self._heartbeats_s: dict[int, float] = {}  # longest silence that each subscription takes
+        self._last_sent = self._loop.time()
+        hub.sessions.add(self)
+
+    # -- the stream's shell -----------------------------------------------------------------------------------------
+
+    async def next_message(self) -> bytes | None:
+        """What to write next; None when all is said after a half-close. Raises the error that ends the stream."""
+        while True:
+            if self.ended is not None:
+                raise self.ended
+            if self._queue:
+                message = self._queue.popleft()
+                self.queued_bytes -= len(message)
+                self._last_sent = self._loop.time()
+                if self._ready:
+                    self._schedule()
+                self._room.set()
+                return message
+            if self._half_closed and not self.unanswered:
+                return None
+            self._something.clear()
+            await self._something.wait()
+
+    async def room(self) -> None:
+        """Returns when another command may be read."""
+        while not (self.ended or self._closed) and (
+            self.queued_bytes >= self.hub.queue_bytes() or self.unanswered >= self.hub.limits.settlements_per_stream
+        ):
+            self._room.clear()
+            await self._room.wait()
+
+    def half_close(self) -> None:
+        """The client is done: leases go back, outstanding answers still leave."""
+        self._half_closed = True
+        for subscription in tuple(self.subscriptions.values()):
+            self._forget(subscription)
+        self._something.set()
+
+    def close(self) -> None:
+        """The stream is over, whatever the reason. Idempotent."""
+        for subscription in tuple(self.subscriptions.values()):
+            self._forget(subscription)
+        self._queue.clear()
+        self._closed = True
+        self.hub.sessions.discard(self)
+        self._room.set()
+
+    def end(self, error: RingpostError) -> None:
+        """Ends the stream with an error."""
+        if self.ended is None:
+            self.ended = error
+        self._something.set()
+        self._room.set()
+
+    def end_unavailable(self, message: str) -> None:
+        """Ends the stream; the client comes back elsewhere."""
+        self.end(Unavailable(message, reason="DRAINING", retry_after_ms=500))
+
+    def drain(self, grace_ms: int, retry_after_ms: int) -> None:
+        """The stream ends soon."""
+        notice = DrainNotice(message="the node is draining", grace_ms=grace_ms, retry_after_ms=retry_after_ms)
+        self.send(SubscribeResponse(drain=notice))
+
+    def beat(self, now: float) -> None:
+        """Sends a heartbeat when nothing was sent for about the interval."""
+        silence_s = min(self._heartbeats_s.values(), default=self.hub.limits.heartbeat_ms / 1000)
+        if not self._queue and now - self._last_sent >= silence_s - 0.5:
+            self.send(SubscribeResponse(heartbeat=Heartbeat(node_time_us=self.hub.store.log.clock())))
+
+    def send(self, message: SubscribeResponse) -> None:
+        """Queues an event."""
+        self._put(message.SerializeToString())
+
+    def _put(self, message: bytes) -> None:
+        self._queue.append(message)
+        self.queued_bytes += len(message)
+        self._something.set()
+
+    # -- deliveries -------------------------------------------------------------------------------------------------
+
+    def ready(self, subscription: Subscription) -> None:
+        """The subscription may have something to send."""
+        self._ready.append(subscription)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._pump_soon:
+            self._pump_soon = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Lets subscriptions send in turn while there is room; a group's member once, then other members may take."""
+        self._pump_soon = False
+        limit = self.hub.queue_bytes()
+        delivery = min(self.hub.limits.delivery_bytes, limit)
+        now = self.hub.store.log.clock()
+        members: list[Subscription] = []
+        while self._ready and self.queued_bytes < limit and self.ended is None:
+            subscription = self._ready.popleft()
+            message = subscription.collect(delivery, now)
+            if message is None:
+                subscription.queued = False
+                continue
+            self._put(message)
+            (self._ready if subscription.membership is None else members).append(subscription)
+        if members:
+            self._ready.extend(members)
+            self._schedule()
+
+    def gap(self, subscription: Subscription, missing: tuple[int, int]) -> None:
+        """Some offsets will not come."""
+        first, last = missing
+        self.send(
+            SubscribeResponse(gap=Gap(subscription_id=subscription.number, missing=OffsetRange(first=first, last=last)))
+        )
+
+    # -- commands ---------------------------------------------------------------------------------------------------
+
+    def handle(self, request: SubscribeRequest) -> None:
+        """One command of the client. Errors of a subscription are sent; those of the stream end it."""
+        if self._closed:
+            return  # read too late
+        command = request.WhichOneof("command")
+        if command == "credit":
+            self._credit(request.credit)
+        elif command == "settle":
+            self._settle(request.settle)
+        elif command == "open":
+            self._open(request.open)
+        elif command == "close":
+            subscription = self.subscriptions.get(request.close.subscription_id)
+            if subscription is None:
+                error = _no_subscription(request.close.subscription_id)
+                self._send_closed(request.close.subscription_id, error)
+            else:
+                self.close_subscription(subscription, None)
+        else:
+            self.end(InvalidRequest.of("command", "is not set; allowed are open, credit, settle, close"))
+
+    def _credit(self, grant: GrantCredit) -> None:
+        subscription = self.subscriptions.get(grant.subscription_id)
+        if subscription is not None:  # it may just have been closed by the node
+            subscription.credit.grant(grant.credit.messages, grant.credit.bytes)
+            subscription.advanced()
+
+    def _open(self, command: OpenSubscription) -> None:
+        number = command.subscription_id
+        if number in self.subscriptions:
+            self.end(InvalidRequest.of("open.subscription_id", f"{number} is in use on this stream"))
+            return
+        try:
+            self._check_open(command)
+        except RingpostError as error:
+            self._send_closed(number, error)
+            return
+        credit = CreditWindow(command.credit.messages, command.credit.bytes)
+        subscription = Subscription(self, number, command.consumer, credit)
+        self.subscriptions[number] = subscription
+        self.hub.subscriptions += 1
+        self._heartbeats_s[number] = (command.heartbeat_interval_ms or self.hub.limits.heartbeat_ms) / 1000
+        self.hub.spawn(self._begin(subscription, command))
+
+    def _check_open(self, command: OpenSubscription) -> None:
+        if command.subscription_id == 0:
+            raise InvalidRequest.of("open.subscription_id", "is 0; choose a number above 0")
+        if len(self.subscriptions) >= self.hub.limits.subscriptions_per_stream:
+            raise Exhausted(
+                f"this stream has its {self.hub.limits.subscriptions_per_stream} subscriptions; open another stream",
+                reason="SUBSCRIPTION_LIMIT",
+            )
+        if command.heartbeat_interval_ms and not 1_000 <= command.heartbeat_interval_ms <= 300_000:
+            raise InvalidRequest.of(
+                "open.heartbeat_interval_ms", f"is {command.heartbeat_interval_ms}, allowed are 1000 to 300000, or 0"
+            )
+        if command.consumer and (problem := consumer_problem(command.consumer)) is not None:
+            raise InvalidRequest.of("open.consumer", problem)
+        if self.hub.draining:
+            raise Unavailable("the node is draining", reason="DRAINING", retry_after_ms=500)
+
+    async def _begin(self, subscription: Subscription, command: OpenSubscription) -> None:
+        try:
+            opening = await open_source(self.hub, subscription, command)
+        except Exception as error:
+            self.close_subscription(subscription, known(error))
+            return
+        if self.subscriptions.get(subscription.number) is not subscription:
+            opening.source.close()  # closed meanwhile
+            return
+        if opening.channel.removed:
+            opening.source.close()
+            gone = NotFound(f"channel {opening.channel.name!r} was deleted", reason="CHANNEL_DELETED")
+            self.close_subscription(subscription, gone)
+            return
+        shard = opening.channel.shard
+        self.send(
+            SubscribeResponse(
+                opened=Opened(
+                    subscription_id=subscription.number,
+                    next_offset=opening.next_offset,
+                    end_offset=opening.channel.end_offset,
+                    ack_deadline_ms=opening.ack_deadline_ms,
+                    owner=self.hub.node,
+                    epoch=shard.epoch,
+                )
+            )
+        )
+        subscription.begin(opening.channel, opening.source)
+
+    def close_subscription(self, subscription: Subscription, error: RingpostError | None) -> None:
+        """Ends a subscription and says so, if it has not ended before."""
+        if self.subscriptions.get(subscription.number) is subscription:
+            self._forget(subscription)
+            self._send_closed(subscription.number, error)
+
+    def _forget(self, subscription: Subscription) -> None:
+        del self.subscriptions[subscription.number]
+        del self._heartbeats_s[subscription.number]
+        self.hub.subscriptions -= 1
+        subscription.close()
+
+    def _send_closed(self, number: int, error: RingpostError | None) -> None:
+        told = None if error is None else failure(error)
+        self.send(SubscribeResponse(closed=Closed(subscription_id=number, failure=told)))
+
+    # -- settling ---------------------------------------------------------------------------------------------------
+
+    def _settle(self, settle: Settle) -> None:
+        try:
+            membership = self._membership(settle.subscription_id)
+            check_settle(settle)
+        except RingpostError as error:
+            self._send_settled(settle.subscription_id, settle.correlation, error)
+            return
+        self.unanswered += 1
+        number, correlation = settle.subscription_id, settle.correlation
+
+        def reply(outcome: list[tuple[int, int, Outcome]] | RingpostError) -> None:
+            self.unanswered -= 1
+            self._room.set()
+            self._send_settled(number, correlation, outcome)
+
+        ranges = [(pair.first, pair.last) for pair in settle.ranges]
+        unsent = membership.unsent if settle.cumulative else ()
+        membership.group.settle(membership.member, settle_action(settle), ranges, settle.cumulative, reply, unsent)
+
+    def _membership(self, number: int) -> Membership:
+        subscription = self.subscriptions.get(number)
+        if subscription is None:
+            raise _no_subscription(number)
+        membership = subscription.membership
+        if membership is None:
+            raise InvalidRequest.of("settle.subscription_id", f"{number} has no group; only groups settle messages")
+        return membership
+
+    def _send_settled(
+        self, number: int, correlation: int, outcome: list[tuple[int, int, Outcome]] | RingpostError
+    ) -> None:
+        settled = Settled(subscription_id=number, correlation=correlation)
+        if isinstance(outcome, RingpostError):
+            settled.failure.CopyFrom(failure(outcome))
+        else:
+            counts = self.hub.counters.settled
+            for first, last, verdict in outcome:
+                if verdict != Outcome.UNKNOWN:  # of which there may be 2**64
+                    counts[verdict.name] = counts.get(verdict.name, 0) + last - first + 1
+                name = OutcomeMessage.ValueType(verdict)
+                settled.results.append(SettledRange(range=OffsetRange(first=first, last=last), outcome=name))
+        self.send(SubscribeResponse(settled=settled))
+
+
+def _no_subscription(number: int) -> NotFound:
+    return NotFound(f"subscription_id: there is no {number} on this stream", reason="SUBSCRIPTION_NOT_FOUND")

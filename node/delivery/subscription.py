@@ -1,0 +1,222 @@
+"""One subscription: takes what its source wants, reads it, cuts it to the credit, encodes it."""
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from crc32c import crc32c
+
+from ringpost.node.delivery.credit import CreditWindow
+from ringpost.node.delivery.encode import Piece, deliver, piece
+from ringpost.node.delivery.hub import Hub, frame_piece
+from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
+from ringpost.node.errors import NotFound, Unavailable
+from ringpost.node.journal.cache import CachedFrame
+from ringpost.node.journal.index import Row
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.reading import read_ahead
+from ringpost.node.status import known
+
+if TYPE_CHECKING:
+    from ringpost.node.delivery.session import Session
+
+
+# Larger frames are delivered in parts: a client's gRPC takes 4 MiB at a time unless it is told otherwise.
+WHOLE_FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+
+
+class Subscription:
+    """A watcher of its channel. Until `begin` it only gathers credit."""
+
+    __slots__ = (
+        "_pinned",
+        "_reading",
+        "channel",
+        "consumer",
+        "credit",
+        "hub",
+        "number",
+        "queued",
+        "session",
+        "source",
+    )
+
+    def __init__(self, session: "Session", number: int, consumer: str, credit: CreditWindow) -> None:
+        self.session = session
+        self.hub: Hub = session.hub
+        self.number = number
+        self.consumer = consumer
+        self.credit = credit
+        self.channel: Channel | None = None
+        self.source: Source | None = None
+        self.queued = False  # waits for its turn in the session
+        self._reading = False
+        self._pinned: dict[int, CachedFrame] = {}  # what was read for it, until it is sent
+
+    def begin(self, channel: Channel, source: Source) -> None:
+        """From now on there are deliveries."""
+        self.channel = channel
+        self.source = source
+        channel.watch(self)
+        self.advanced()
+
+    def close(self) -> None:
+        """The end; leases are given back."""
+        if self.channel is not None:
+            self.channel.unwatch(self)
+        if self.source is not None:
+            self.source.close()
+        self.source = None
+        self._pinned.clear()
+
+    def advanced(self) -> None:
+        """There may be something to send."""
+        if not self.queued and not self._reading and self.source is not None and self.credit.open:
+            self.queued = True
+            self.session.ready(self)
+
+    def removed(self, reason: str, message: str) -> None:
+        """The channel or group is gone."""
+        self.session.close_subscription(self, NotFound(message, reason=reason))
+
+    def moved(self, message: str) -> None:
+        """The group was moved: what was delivered before is another story, so the subscription begins anew."""
+        self.session.close_subscription(self, Unavailable(message, reason="GROUP_MOVED", retry_after_ms=10))
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def collect(self, bytes_max: int, now_us: int) -> bytes | None:
+        """One encoded delivery of about `bytes_max`, None when there is nothing to send now."""
+        source, credit = self.source, self.credit
+        if source is None or self._reading:
+            return None
+        if isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:
+            self.session.gap(self, missing)
+        pieces: list[Piece] = []
+        key = [self.number]
+        size = messages = 0
+        while credit.open and size < bytes_max:
+            wanted = source.next(self._messages_max(), now_us)
+            if wanted is None:
+                break
+            found = self._find(wanted)
+            if found is None:
+                break
+            address, frame = found
+            if pieces and size + len(frame.body) > bytes_max:
+                break
+            part, last = self._piece(address, frame, wanted, max(bytes_max, WHOLE_FRAME_BYTES_MAX))
+            source.sent(last)
+            pieces.append(part)
+            count = last - wanted.first + 1
+            key.append(address if count == frame.count and not wanted.attempt else -1)
+            credit.sent(count, len(part[1]))
+            size += len(part[1])
+            messages += count
+            self._count(wanted, count)
+            if isinstance(source, Membership) and source.spent:
+                break
+        if not credit.open:
+            self._pinned.clear()  # it may be long until there is more credit
+        if not pieces:
+            return None
+        counters = self.hub.counters
+        counters.messages += messages
+        counters.bytes += size
+        counters.deliveries += 1
+        if -1 in key or not self._has_company:
+            return deliver(self.number, pieces)
+        return self.hub.shared(tuple(key), lambda: deliver(self.number, pieces))
+
+    @property
+    def _has_company(self) -> bool:
+        """Whether other subscriptions may send the same bytes."""
+        return self.channel is not None and self.channel.watchers is not None and len(self.channel.watchers) > 1
+
+    def _messages_max(self) -> int:
+        """What the credit allows; of a group only about as much is leased as the bytes allow, too."""
+        messages = self.credit.messages
+        channel = self.channel
+        if channel is None or not isinstance(self.source, Membership):
+            return messages
+        average = channel.stored_bytes // max(channel.next_offset - channel.first_offset, 1)
+        return min(messages, max(1, self.credit.bytes // max(average, 1)))
+
+    def _count(self, wanted: Wanted, count: int) -> None:
+        if wanted.attempt > 1:
+            self.hub.counters.redeliveries += count
+
+    def _piece(self, address: int, frame: CachedFrame, wanted: Wanted, bytes_max: int) -> tuple[Piece, int]:
+        """The wanted part of a frame as far as credit and `bytes_max` go, and the last offset in it."""
+        low = wanted.first - frame.base_offset
+        high = min(wanted.last - frame.base_offset, frame.count - 1)
+        bytes_max = min(bytes_max, self.credit.bytes)
+        if len(frame.body) > bytes_max:
+            high = self._cut_to_bytes(address, frame, low, high, bytes_max)
+        whole = low == 0 and high == frame.count - 1
+        if high == frame.count - 1:
+            self._pinned.pop(address, None)
+        if whole and not wanted.attempt:
+            last = frame.base_offset + high
+            return (self.hub.piece(address, frame) if self._has_company else frame_piece(frame)), last
+        batch = frame.body if whole else self.hub.cutter.cut(address, frame.body, low, high)
+        part = piece(
+            batch,
+            first_offset=wanted.first,
+            count=high - low + 1,
+            time_us=frame.time_us,
+            crc=frame.body_crc if whole else crc32c(batch),
+            attempt=wanted.attempt,
+            lease_ms=wanted.lease_ms,
+        )
+        return part, frame.base_offset + high
+
+    def _cut_to_bytes(self, address: int, frame: CachedFrame, low: int, high: int, bytes_max: int) -> int:
+        bounds = self.hub.cutter.of(address, frame.body).bounds
+        room = bounds[low] + bytes_max
+        return max(low, bisect_right(bounds, room, low + 1, high + 2) - 2)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
+        """The frame that holds the first wanted offset; None when it must be read first."""
+        assert self.channel is not None, "begun"
+        index = self.channel.index
+        number = index.find(wanted.first)
+        address = index.row(number).address
+        frame = self._pinned.get(address) or self.hub.reading.cached(address)
+        if frame is None:
+            self._reading = True
+            self.hub.spawn(self._read(self.channel, read_ahead(self.channel, number, wanted.last)))
+            return None
+        return address, frame
+
+    async def _read(self, channel: Channel, rows: list[Row]) -> None:
+        try:
+            frames = await self.hub.reading.fetch(channel, rows)
+        except FileNotFoundError as error:
+            self._reading = False
+            if all(channel.keeps(row) for row in rows):
+                self._cannot_read(channel, rows[0], error)
+            else:
+                self.advanced()  # moved to another segment, or trimmed: look again
+            return
+        except OSError as error:
+            self._reading = False
+            self._cannot_read(channel, rows[0], error)
+            return
+        except Exception as error:
+            self._reading = False
+            self.session.close_subscription(self, known(error))
+            return
+        self._reading = False
+        if self.source is not None:
+            self._pinned = {row.address: frame for row, frame in zip(rows, frames, strict=True)}
+            self.advanced()
+
+    def _cannot_read(self, channel: Channel, row: Row, error: OSError) -> None:
+        self.session.close_subscription(self, self.hub.reading.unreadable(channel, row, error))
+
+    @property
+    def membership(self) -> Membership | None:
+        """The group's side of it, None without a group."""
+        return self.source if isinstance(self.source, Membership) else None

@@ -1,0 +1,335 @@
+"""A durable group whose consumers compete (mode SHARED), as a pure state machine over offsets.
+
+Durable are: what is settled, what failed (how often, until when it waits), how many were rejected. They change only by
+`apply`, `seek` and `trim`, called in the order of the log, so a replay ends where the live group was. Leases are
+soft.
+
+A message is *settled*; or *leased* to one consumer; or *settling*, when the change that acks or fails it is on its way
+to the log; or *failed*, waiting for its next delivery; or *fresh*, to be delivered for the first time. A lease that
+ends without a failure (its consumer left, the node restarted) makes the message what it was before.
+
+Every change that a method returns must be ended by exactly one `apply` or `abort`, in the order of the log, unless the
+group is thrown away. Messages are settling until then: nobody gets them.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ringpost.node.groups.changes import Ack, Action, Extend, Lease, Nack, Outcome, Reject, Retry, SettleChange, Verdict
+from ringpost.node.groups.changes import merge_retries as merged
+from ringpost.node.groups.leases import Held, Hold, LeaseTable
+from ringpost.node.groups.ranges import Range, RangeSet, append_range
+from ringpost.node.groups.retries import RetryTable
+
+EXPIRE_RANGES_MAX = 8192
+FRAGMENTS_MAX = 200_000
+
+
+class GroupState(NamedTuple):
+    """The durable part: all below `settled_below` is settled, and `settled` above it (ascending)."""
+
+    settled_below: int
+    settled: list[Range]
+    retries: list[Retry]
+    rejected: int
+
+
+class GroupCore:
+    """See the module. Consumers are numbers that are never used again after `detach`."""
+
+    def __init__(
+        self,
+        *,
+        settled_below: int,
+        ack_deadline_us: int,
+        max_in_flight: int,
+        settled: Iterable[Range] = (),
+        retries: Iterable[Retry] = (),
+        rejected: int = 0,
+        fragments_max: int = FRAGMENTS_MAX,
+    ) -> None:
+        """`settled` and `retries` as in `GroupState`.
+
+        `max_in_flight`: most messages leased or settling. `fragments_max`: most settled and failed ranges before the
+        group turns to its gaps and failures only and leaves messages above its highest one alone; bounds memory.
+        """
+        self._ack_deadline_us = ack_deadline_us
+        self._max_in_flight = max_in_flight
+        self._fragments_max = fragments_max
+        self._rejected = rejected
+        self._ticket = 0
+        self._settled = RangeSet(settled)
+        if settled_below:
+            self._settled.add(0, settled_below - 1)
+        # Invariant: all that is settled, leased, settling or failed; so the gaps are fresh.
+        self._not_fresh = RangeSet(self._settled)
+        self._leases = LeaseTable()
+        self._retries = RetryTable()
+        for retry in retries:
+            self._fail(retry)
+
+    # --- what it is
+
+    @property
+    def settled_below(self) -> int:
+        """Everything below is settled."""
+        return self._settled.first_gap(0)
+
+    @property
+    def in_flight(self) -> int:
+        """Messages leased or settling."""
+        return self._leases.busy.count
+
+    @property
+    def to_redeliver(self) -> int:
+        """Failed messages that are not in flight, delayed ones included. Costs a look at every failed range."""
+        busy = self._leases.busy
+        waiting = (gap for first, last, _ in self._retries.failed for gap in busy.gaps(first, last))
+        return sum(last - first + 1 for first, last in waiting)
+
+    @property
+    def rejected(self) -> int:
+        """Messages rejected since the group was made."""
+        return self._rejected
+
+    def pending(self, end_offset: int) -> int:
+        """Messages below the committed end that are not settled."""
+        return max(0, end_offset - self._settled.count)
+
+    def in_flight_of(self, consumer: int) -> int:
+        """Messages leased to a consumer; 0 when there is no such consumer."""
+        member = self._leases.members.get(consumer)
+        return member.leases.count if member else 0
+
+    def snapshot(self) -> GroupState:
+        below = self.settled_below
+        settled = [pair for pair in self._settled if pair[0] >= below]
+        return GroupState(below, settled, list(self._retries), self._rejected)
+
+    # --- delivery
+
+    def attach(self, consumer: int) -> None:
+        self._leases.attach(consumer)
+
+    def detach(self, consumer: int) -> bool:
+        """Releases the consumer's leases without counting an attempt; True when that made messages deliverable.
+
+        Its settlements on their way go on. KeyError when there is no such consumer.
+        """
+        return self._release(self._leases.detach(consumer))
+
+    def deliverable(self, end_offset: int, now_us: int) -> bool:
+        """Whether `take` would hand out something."""
+        if self.in_flight >= self._max_in_flight:
+            return False
+        due = self._retries.promote(now_us, self._leases.busy)
+        return due or self._not_fresh.first_gap(0) < self._fresh_end(end_offset)
+
+    def take(self, consumer: int, max_messages: int, end_offset: int, now_us: int) -> list[Lease]:
+        """Leases up to `max_messages` below the committed end: failed ones that are due first, then fresh ones.
+
+        Each part is in order of offset. All leases end one ack deadline from now.
+        """
+        assert consumer in self._leases.members, f"consumer {consumer} is not attached"
+        room = min(max_messages, self._max_in_flight - self.in_flight)
+        if room <= 0:
+            return []
+        self._retries.promote(now_us, self._leases.busy)
+        leases = self._retries.hand_out(room)
+        room -= sum(lease.last - lease.first + 1 for lease in leases)
+        for first, last in self._not_fresh.gaps(0, self._fresh_end(end_offset) - 1, room):
+            self._not_fresh.add(first, last)
+            leases.append(Lease(first, last, 1))
+        deadline_us = now_us + self._ack_deadline_us
+        for first, last, attempt in leases:
+            self._leases.grant(consumer, first, last, Hold(attempt, deadline_us))
+        return leases
+
+    def _fresh_end(self, end_offset: int) -> int:
+        if len(self._settled) + len(self._retries.failed) < self._fragments_max:
+            return end_offset
+        return min(end_offset, self._not_fresh.end)
+
+    def next_event_us(self, now_us: int) -> int | None:
+        """When to call `expire` and look at `deliverable` again: the next end of a lease or of a failed one's wait.
+
+        In the past only while there are leases to expire.
+        """
+        self._retries.promote(now_us, self._leases.busy)
+        times = [time for time in (self._leases.next_deadline_us(), self._retries.next_due_us()) if time is not None]
+        return min(times, default=None)
+
+    # --- settlement
+
+    def held(self, lease: Lease, consumer: int) -> Range | None:
+        """The first run of the lease's messages that the consumer still holds by it; None when it has ended."""
+        for first, last, hold in self._leases.members[consumer].leases.items(lease.first, lease.last):
+            if hold.attempt == lease.attempt:
+                return first, last
+        return None
+
+    def settle(
+        self,
+        consumer: int,
+        action: Action,
+        ranges: Iterable[Range],
+        cumulative: bool,
+        now_us: int,
+        unsent: Iterable[Range] = (),
+    ) -> Verdict:
+        """Acks, nacks, extends or rejects what of `ranges` is leased to the consumer; KeyError without such a consumer.
+
+        DONE: leased to it (a late answer counts until `expire` has taken the lease), or acked or rejected by it just
+        before: then it is in this change once more, so that the answer waits too. ALREADY: settled. EXPIRED: handed to
+        it once, or below such a message, and not settled; also a nack or extend right after its own ack that is not
+        stored yet. UNKNOWN: above everything that it was handed. `cumulative` adds all its leases up to the highest
+        offset in `ranges` but those in `unsent`, which never reached it. Extending changes nothing durable. Ranges may
+        overlap; each offset is answered once.
+        """
+        member = self._leases.members[consumer]
+        wanted = RangeSet(ranges)
+        if cumulative:
+            reached = RangeSet((first, last) for first, last, _ in member.leases.items(0, wanted.end - 1))
+            for pair in unsent:
+                reached.remove(*pair)
+            for pair in reached:
+                wanted.add(*pair)
+        request = _Request(consumer, action, now_us, self._new_ticket())
+        for first, last in wanted:
+            known = min(last, member.handed_end - 1)
+            for start, end, hold in member.leases.pieces(first, known):
+                if hold is None:
+                    self._settle_again(request, start, end)
+                else:
+                    self._settle_leased(request, Held(consumer, start, end, hold))
+            if known < last:
+                request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
+        return Verdict(request.results, request.change or None)
+
+    def _settle_leased(self, request: "_Request", held: Held) -> None:
+        action = request.action
+        if isinstance(action, Extend):
+            deadline_us = request.now_us + (action.deadline_us or self._ack_deadline_us)
+            self._leases.grant(held.consumer, held.first, held.last, Hold(held.hold.attempt, deadline_us))
+        else:
+            self._leases.begin(request.change.tickets[0], held, settles=not isinstance(action, Nack))
+            request.include(held.first, held.last, held.hold.attempt)
+        request.answer(held.first, held.last, Outcome.DONE)
+
+    def _settle_again(self, request: "_Request", first: int, last: int) -> None:
+        """Answers for messages that the consumer has no lease for, below the highest that it was handed."""
+        repeatable = isinstance(request.action, Ack | Reject)
+        for start, end, settling in self._leases.settling.pieces(first, last):
+            if settling and settling.settles and repeatable and settling.consumer == request.consumer:
+                self._leases.begin_again(request.change.tickets[0], start, end, settling)
+                request.include(start, end, settling.hold.attempt)
+                request.answer(start, end, Outcome.DONE)
+                continue
+            for settled_first, settled_last in self._settled.intersect(start, end):
+                if start < settled_first:
+                    request.answer(start, settled_first - 1, Outcome.EXPIRED)
+                request.answer(settled_first, settled_last, Outcome.ALREADY)
+                start = settled_last + 1
+            if start <= end:
+                request.answer(start, end, Outcome.EXPIRED)
+
+    def expire(self, now_us: int) -> SettleChange | None:
+        """Fails what was leased until now or before, to be delivered again at once; None when there is nothing.
+
+        One change has about `EXPIRE_RANGES_MAX` ranges at most: call again until None.
+        """
+        ticket = self._new_ticket()
+        ended = self._leases.expire(ticket, now_us, EXPIRE_RANGES_MAX)
+        if not ended:
+            return None
+        retries = merged(Retry(held.first, held.last, held.hold.attempt, now_us) for held in ended)
+        return SettleChange(retries=retries, tickets=(ticket,))
+
+    def _new_ticket(self) -> int:
+        self._ticket += 1
+        return self._ticket
+
+    # --- the log
+
+    def apply(self, change: SettleChange) -> None:
+        """The change is committed; in a replay too. What is settled stays so, whatever a later change says."""
+        for first, last in change.acked:
+            self._close(first, last)
+        for first, last in change.rejected:
+            self._rejected += self._close(first, last)
+        tickets = frozenset(change.tickets)
+        for retry in change.retries:
+            for first, last in self._settled.gaps(retry.first, retry.last):
+                self._leases.finish(first, last, tickets)
+                self._fail(retry._replace(first=first, last=last))
+
+    def abort(self, change: SettleChange) -> None:
+        """The change could not be written: leases are as before, with the same deadlines.
+
+        So an aborted expiry is overdue again at once; the caller waits before it tries once more.
+        """
+        tickets = frozenset(change.tickets)
+        for first, last in change.ranges():
+            self._release(self._leases.restore(first, last, tickets))
+
+    def seek(self, offset: int) -> None:
+        """Everything below is settled, nothing from here on; all leases end.
+
+        A change appended behind the seek's record still counts, on both sides of a restart alike: append what waits
+        before the record, and settle nothing in between.
+        """
+        self._leases.drop_all()
+        self._retries.drop_all()
+        self._settled.clear()
+        self._not_fresh.clear()
+        self.trim(offset)
+
+    def trim(self, first_offset: int) -> None:
+        """Messages below are gone: they count as settled, their leases end."""
+        if first_offset > 0:
+            self._close(0, first_offset - 1)
+
+    def _close(self, first: int, last: int) -> int:
+        """Settles; returns how many were not settled before."""
+        before = self._settled.count
+        self._settled.add(first, last)
+        self._not_fresh.add(first, last)
+        self._retries.drop(first, last)
+        self._leases.drop(first, last)
+        return self._settled.count - before
+
+    def _fail(self, retry: Retry) -> None:
+        self._retries.put(retry)
+        self._not_fresh.add(retry.first, retry.last)
+
+    def _release(self, freed: list[Range]) -> bool:
+        """Makes messages what they were before they were leased; True when there are any."""
+        for first, last in freed:
+            for start, end in self._retries.wake(first, last):
+                self._not_fresh.remove(start, end)
+        return bool(freed)
+
+
+class _Request:
+    """One settlement while it is worked out, in ascending order of offsets."""
+
+    def __init__(self, consumer: int, action: Action, now_us: int, ticket: int) -> None:
+        self.consumer = consumer
+        self.action = action
+        self.now_us = now_us
+        self.results: list[tuple[int, int, Outcome]] = []
+        reason = action.reason if isinstance(action, Reject) else ""
+        self.change = SettleChange(reject_reason=reason, tickets=(ticket,))
+
+    def answer(self, first: int, last: int, outcome: Outcome) -> None:
+        if self.results and self.results[-1][1] + 1 == first and self.results[-1][2] == outcome:
+            first = self.results.pop()[0]
+        self.results.append((first, last, outcome))
+
+    def include(self, first: int, last: int, attempt: int) -> None:
+        if isinstance(self.action, Ack):
+            append_range(self.change.acked, first, last)
+        elif isinstance(self.action, Reject):
+            append_range(self.change.rejected, first, last)
+        elif isinstance(self.action, Nack):
+            self.change.retries.append(Retry(first, last, attempt, self.now_us + self.action.delay_us))

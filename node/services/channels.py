@@ -1,0 +1,119 @@
+"""ChannelService."""
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+import grpc
+
+from ringpost.node.delivery.opening import resolve
+from ringpost.node.errors import InvalidRequest
+from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.store import Store
+from ringpost.node.status import translated
+from ringpost.v1 import channel_pb2 as api
+from ringpost.v1.channel_pb2_grpc import ChannelServiceServicer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+PAGE_SIZE = 100
+PAGE_SIZE_MAX = 1_000
+
+
+class Channels(ChannelServiceServicer):
+    """Translates; the store and the shards do the work."""
+
+    def __init__(self, store: Store, *, node: str) -> None:
+        self._store = store
+        self._node = node
+
+    def info(self, channel: Channel) -> api.ChannelInfo:
+        """A channel as the API shows it."""
+        return api.ChannelInfo(
+            name=channel.name,
+            config=channel.limits.message(),
+            first_offset=channel.first_offset,
+            end_offset=channel.end_offset,
+            stored_bytes=channel.stored_bytes,
+            created_time_us=channel.created_time_us,
+            group_count=len(channel.groups or ()),
+            subscription_count=len(channel.watchers or ()),
+            shard=channel.shard.number,
+            owner=self._node,
+            epoch=channel.shard.epoch,
+        )
+
+    @translated
+    async def AddChannel(self, request: api.AddChannelRequest, context: Context) -> api.AddChannelResponse:
+        limits = self._store.limits.new_channel.changed(request.config)
+        self._check(limits)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel = self._store.add(request.name, limits, lambda error: resolve(done, error))
+        await done
+        return api.AddChannelResponse(channel=self.info(channel))
+
+    @translated
+    async def GetChannel(self, request: api.GetChannelRequest, context: Context) -> api.GetChannelResponse:
+        return api.GetChannelResponse(channel=self.info(self._store.find(request.name, "name")))
+
+    @translated
+    async def ListChannels(self, request: api.ListChannelsRequest, context: Context) -> api.ListChannelsResponse:
+        size = page_size(request.page_size)
+        channels = self._store.page(request.prefix, decode_token(request.page_token), size)
+        token = encode_token(channels[-1].name) if len(channels) == size else ""
+        return api.ListChannelsResponse(channels=[self.info(channel) for channel in channels], next_page_token=token)
+
+    @translated
+    async def SetChannel(self, request: api.SetChannelRequest, context: Context) -> api.SetChannelResponse:
+        channel = self._store.find(request.name, "name")
+        limits = channel.next_limits.changed(request.config)
+        self._check(limits)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._store.set(channel, limits, lambda error: resolve(done, error))
+        await done
+        return api.SetChannelResponse(channel=self.info(channel))
+
+    @translated
+    async def PurgeChannel(self, request: api.PurgeChannelRequest, context: Context) -> api.PurgeChannelResponse:
+        channel = self._store.find(request.name, "name")
+        before = request.before_offset if request.HasField("before_offset") else channel.end_offset
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel.shard.trim(channel, before, lambda error: resolve(done, error))
+        await done
+        return api.PurgeChannelResponse(channel=self.info(channel))
+
+    @translated
+    async def DeleteChannel(self, request: api.DeleteChannelRequest, context: Context) -> api.DeleteChannelResponse:
+        channel = self._store.find(request.name, "name")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._store.delete(channel, lambda error: resolve(done, error))
+        await done
+        return api.DeleteChannelResponse()
+
+    def _check(self, limits: ChannelLimits) -> None:
+        greatest = self._store.limits.max_message_bytes
+        if limits.max_message_bytes > greatest:
+            raise InvalidRequest.of(
+                "config.max_message_bytes", f"is {limits.max_message_bytes}, allowed are 1 to {greatest}, or 0"
+            )
+
+
+def page_size(wanted: int) -> int:
+    """How many rows a page has. Raises InvalidRequest."""
+    if wanted > PAGE_SIZE_MAX:
+        raise InvalidRequest.of("page_size", f"is {wanted}, allowed are 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE}")
+    return wanted or PAGE_SIZE
+
+
+def encode_token(place: str) -> str:
+    """A page token that says after what the next page begins."""
+    return base64.urlsafe_b64encode(place.encode()).decode()
+
+
+def decode_token(token: str) -> str:
+    """The inverse. Raises InvalidRequest."""
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError):
+        raise InvalidRequest.of("page_token", "is not one that this service gave") from None

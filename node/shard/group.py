@@ -1,0 +1,333 @@
+"""A durable group in its shard: the pure core, its frames, its members, its wake-ups."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ringpost.internal.v1.record_pb2 import GroupRecord, SettleRecord
+from ringpost.internal.v1.record_pb2 import Retry as RetryRecord
+from ringpost.node.errors import NotFound, RingpostError
+from ringpost.node.groups.changes import Action, Lease, Outcome, Retry, SettleChange, join
+from ringpost.node.groups.core import GroupCore
+from ringpost.node.groups.ranges import flatten, pairs
+from ringpost.node.journal.frame import FrameType
+from ringpost.node.shard.channel import Channel, Watcher
+from ringpost.node.shard.shard import Done, Shard
+from ringpost.v1.group_pb2 import GroupConfig, GroupMode
+
+ACK_DEADLINE_MS = 30_000
+ACK_DEADLINE_MS_MIN, ACK_DEADLINE_MS_MAX = 1_000, 43_200_000
+MAX_IN_FLIGHT = 100_000
+MAX_IN_FLIGHT_MAX = 1_000_000
+
+Results = list[tuple[int, int, Outcome]]
+SettleReply = Callable[[Results | RingpostError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """A group's configuration."""
+
+    ack_deadline_ms: int = ACK_DEADLINE_MS
+    max_in_flight: int = MAX_IN_FLIGHT
+
+    @classmethod
+    def of(cls, config: GroupConfig) -> "GroupSettings":
+        """From the API's form; absent fields get their defaults."""
+        return cls(
+            config.ack_deadline_ms if config.HasField("ack_deadline_ms") else ACK_DEADLINE_MS,
+            config.max_in_flight if config.HasField("max_in_flight") else MAX_IN_FLIGHT,
+        )
+
+    def message(self) -> GroupConfig:
+        """As the API shows it, every field present."""
+        return GroupConfig(
+            mode=GroupMode.GROUP_MODE_SHARED, ack_deadline_ms=self.ack_deadline_ms, max_in_flight=self.max_in_flight
+        )
+
+
+class GroupMember(Watcher, Protocol):
+    """A subscription that takes part in the group."""
+
+    consumer: str
+
+    def moved(self, message: str) -> None:
+        """The group begins elsewhere; the member leaves and may come back."""
+
+
+class Group:
+    """One group of one channel.
+
+    `unstored` are settlements that wait for the next SETTLE frame, each with the answer it owes. `held` are those that
+    came while a seek was on its way (`seeks` counts those): they speak of deliveries before it and are looked at after
+    it.
+    """
+
+    __slots__ = (
+        "channel",
+        "core",
+        "created_time_us",
+        "held",
+        "members",
+        "name",
+        "removed",
+        "seeks",
+        "settings",
+        "unstored",
+        "wake_at_us",
+    )
+
+    def __init__(
+        self, channel: Channel, name: str, settings: GroupSettings, core: GroupCore, created_time_us: int
+    ) -> None:
+        self.channel = channel
+        self.name = name
+        self.settings = settings
+        self.core = core
+        self.created_time_us = created_time_us
+        self.members: dict[int, GroupMember] = {}
+        self.unstored: list[tuple[SettleChange, Results, SettleReply | None]] = []
+        self.held: list[tuple[int, Action, list[tuple[int, int]], bool, SettleReply]] = []
+        self.seeks = 0
+        self.removed = False
+        self.wake_at_us = 0
+
+    # -- members ----------------------------------------------------------------------------------------------------
+
+    def join(self, member: int, watcher: GroupMember) -> None:
+        """A subscription begins; `member` is a number unique on this node."""
+        self.members[member] = watcher
+        self.core.attach(member)
+
+    def leave(self, member: int) -> None:
+        """It ends: its leases are free at once, and nothing counts as an attempt."""
+        if self.members.pop(member, None) is not None and self.core.detach(member):
+            self._kick()
+
+    def take(self, member: int, messages_max: int, now_us: int) -> list[Lease]:
+        """Leases messages to a member: at most its fair share of what waits."""
+        if self.seeks:
+            return []
+        end = self.channel.end_offset
+        waiting = self.core.pending(end) - self.core.in_flight
+        share = -(-waiting // max(len(self.members), 1))
+        if share <= 0:
+            return []
+        leases = self.core.take(member, min(messages_max, share), end, now_us)
+        if leases:
+            self.arm(now_us)
+        return leases
+
+    def _kick(self) -> None:
+        for member in self.members.values():
+            member.advanced()
+
+    # -- settling ---------------------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        member: int,
+        action: Action,
+        ranges: list[tuple[int, int]],
+        cumulative: bool,
+        reply: SettleReply,
+        unsent: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """Settles; `unsent` are leases that never reached the member, which a cumulative settlement leaves out.
+
+        `reply` is called once, at once or when the change is stored. The group must not be removed.
+        """
+        if self.seeks:
+            self.held.append((member, action, ranges, cumulative, reply))
+            return
+        if member not in self.members:
+            reply([(first, last, Outcome.UNKNOWN) for first, last in ranges])  # it left while this was held
+            return
+        now = self.channel.shard.log.clock()
+        verdict = self.core.settle(member, action, ranges, cumulative, now, unsent)
+        if verdict.change is None:
+            self.arm(now)
+            reply(verdict.results)
+        else:
+            self._store(verdict.change, verdict.results, reply)
+
+    def _store(self, change: SettleChange, results: Results, reply: SettleReply | None) -> None:
+        self.unstored.append((change, results, reply))
+        if len(self.unstored) == 1:
+            self.channel.shard.log.settlements.changed(self)
+
+    def flush(self) -> None:
+        """Writes what waits: one SETTLE frame, more only for different reject reasons."""
+        waiting, self.unstored = self.unstored, []
+        if not waiting or self.removed:
+            return
+        shard = self.channel.shard
+        try:
+            now = shard.ready()
+        except RingpostError as error:
+            self._settled(error, [change for change, _, _ in waiting], waiting)
+            return
+        changes = join(change for change, _, _ in waiting)
+        for change in changes[:-1]:
+            self._append(shard, now, change, [change], [])
+        self._append(shard, now, changes[-1], [changes[-1]], waiting)
+
+    def _append(
+        self,
+        shard: Shard,
+        now: int,
+        change: SettleChange,
+        changes: list[SettleChange],
+        waiting: list[tuple[SettleChange, Results, SettleReply | None]],
+    ) -> None:
+        body = encode_settle(self.name, change)
+        number = self.channel.number
+        try:
+            shard.log.append(
+                shard, FrameType.SETTLE, body, self._settled, changes, waiting, time_us=now, channel=number
+            )
+        except RingpostError as error:
+            self._settled(error, changes, waiting)
+
+    def _settled(
+        self,
+        error: RingpostError | None,
+        changes: list[SettleChange],
+        waiting: list[tuple[SettleChange, Results, SettleReply | None]],
+    ) -> None:
+        for change in changes:
+            if error is None:
+                self.core.apply(change)
+            else:
+                self.core.abort(change)
+        for _, results, reply in waiting:
+            if reply is not None:
+                reply(results if error is None else error)
+        if error is None:
+            self.arm(self.channel.shard.log.clock())
+            self._kick()
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """No seek is on its way any more."""
+        held, self.held = self.held, []
+        for member, action, ranges, cumulative, reply in held:
+            self.settle(member, action, ranges, cumulative, reply)
+        self.arm(self.channel.shard.log.clock())
+        self._kick()
+
+    def arm(self, now_us: int) -> None:
+        """Asks to be woken when the next lease or retry is due."""
+        due = self.core.next_event_us(now_us)
+        if due is not None and not self.removed:
+            self.channel.shard.log.deadlines.set(self, due)
+
+    def wake(self, now_us: int) -> None:
+        """Leases have ended or retries are due."""
+        if self.removed or self.seeks:
+            return
+        while (change := self.core.expire(now_us)) is not None:
+            self._store(change, [], None)
+        self._kick()
+        self.arm(now_us)
+
+    def remove(self, reason: str, message: str) -> None:
+        """The group is gone: members are told, nothing more is stored."""
+        self.removed = True
+        waiting, self.unstored = self.unstored, []
+        held, self.held = self.held, []
+        for _, results, reply in waiting:
+            if reply is not None:
+                reply([(first, last, Outcome.UNKNOWN) for first, last, _ in results])
+        for _, _, ranges, _, reply in held:
+            reply([(first, last, Outcome.UNKNOWN) for first, last in ranges])
+        for member in tuple(self.members.values()):
+            member.removed(reason, message)
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+
+def encode_settle(group: str, change: SettleChange) -> bytes:
+    """The body of a SETTLE frame."""
+    return SettleRecord(
+        group=group,
+        acked=flatten(change.acked),
+        rejected=flatten(change.rejected),
+        reject_reason=change.reject_reason,
+        retries=[RetryRecord(**retry._asdict()) for retry in change.retries],
+    ).SerializeToString()
+
+
+def decode_settle(record: SettleRecord) -> SettleChange:
+    """The change that a SETTLE frame holds."""
+    return SettleChange(
+        acked=pairs(record.acked),
+        rejected=pairs(record.rejected),
+        reject_reason=record.reject_reason,
+        retries=[Retry(r.first, r.last, r.attempt, r.not_before_us) for r in record.retries],
+    )
+
+
+def new_core(settings: GroupSettings, settled_below: int) -> GroupCore:
+    """The core of a group that begins at an offset."""
+    return GroupCore(
+        settled_below=settled_below,
+        ack_deadline_us=settings.ack_deadline_ms * 1000,
+        max_in_flight=settings.max_in_flight,
+    )
+
+
+def add_group(channel: Channel, name: str, settings: GroupSettings, start: int, done: Done) -> Group:
+    """Makes a group that begins at `start`, usable at once; `done` when it is committed.
+
+    Raises NotFound when the channel was deleted meanwhile.
+    """
+    shard = channel.shard
+    now = shard.ready_for(channel)
+    start = max(start, channel.first_offset)
+    body = GroupRecord(name=name, config=settings.message(), create_at=start).SerializeToString()
+    shard.log.append(shard, FrameType.GROUP, body, done, time_us=now, channel=channel.number)
+    group = Group(channel, name, settings, new_core(settings, start), now)
+    channel.add_group(group)
+    return group
+
+
+def seek_group(group: Group, offset: int, done: Done) -> None:
+    """Moves a group when committed. Raises NotFound when it was deleted meanwhile."""
+    group.flush()
+    shard = group.channel.shard
+    now = _ready_for(group)
+    body = GroupRecord(name=group.name, seek_to=offset).SerializeToString()
+    number = group.channel.number
+    shard.log.append(shard, FrameType.GROUP, body, _sought, group, offset, done, time_us=now, channel=number)
+    group.seeks += 1
+
+
+def delete_group(group: Group, done: Done) -> None:
+    """Removes a group at once; `done` when that is committed. Raises NotFound when it was deleted meanwhile."""
+    group.flush()
+    shard = group.channel.shard
+    now = _ready_for(group)
+    body = GroupRecord(name=group.name, deleted=True).SerializeToString()
+    shard.log.append(shard, FrameType.GROUP, body, done, time_us=now, channel=group.channel.number)
+    group.channel.drop_group(group.name)
+    group.remove("GROUP_DELETED", f"group {group.name!r} was deleted")
+
+
+def _ready_for(group: Group) -> int:
+    if group.removed:
+        raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_NOT_FOUND")
+    return group.channel.shard.ready_for(group.channel)
+
+
+def _sought(error: RingpostError | None, group: Group, offset: int, done: Done) -> None:
+    group.seeks -= 1
+    if error is None:
+        group.core.seek(max(offset, group.channel.first_offset))
+        for member in tuple(group.members.values()):
+            member.moved(f"group {group.name!r} was moved; open the subscription again")
+    if not group.seeks:
+        group.resume()
+    done(error)

@@ -1,0 +1,259 @@
+"""From the disk back to memory: a checkpoint, then every frame after it, checked and applied in order.
+
+A frame whose shard, position, chain or content does not fit quarantines its shard: from there on the shard's frames are
+not applied and it serves nothing. Nothing is ever skipped silently.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from ringpost.internal.v1.record_pb2 import (
+    ChannelRecord,
+    ChannelSnapshot,
+    GroupRecord,
+    GroupSnapshot,
+    SettleRecord,
+    ShardSnapshot,
+    TrimRecord,
+)
+from ringpost.node.groups.changes import Retry
+from ringpost.node.groups.core import GroupCore
+from ringpost.node.groups.ranges import pairs
+from ringpost.node.journal.checkpoint import CheckpointDamaged
+from ringpost.node.journal.frame import FLAG_REWRITTEN, FRAME_OVERHEAD, FrameType, Header
+from ringpost.node.journal.index import FrameIndex
+from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.group import Group, GroupSettings, decode_settle, new_core
+from ringpost.node.shard.producers import Producer, ProducerTable, Run
+from ringpost.node.shard.shard import Shard, apply_delete, apply_trim
+from ringpost.node.shard.store import Store
+
+
+class Damaged(Protocol):
+    """A stretch of the journal that cannot be read; `shard` None: nobody knows whose it was."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def shard(self) -> int | None: ...
+
+    @property
+    def what(self) -> str: ...
+
+
+class Replay:
+    """Fills an empty store. Call `load` at most once, then `visit` for each frame, then `finish`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._last_address: dict[int, int] = {}
+        self.frames = 0
+
+    # -- checkpoint -------------------------------------------------------------------------------------------------
+
+    def load(self, snapshots: Iterable[ShardSnapshot]) -> None:
+        """Takes the state of a checkpoint."""
+        for snapshot in snapshots:
+            self._load_shard(self._store.shards[snapshot.shard], snapshot)
+
+    def _load_shard(self, shard: Shard, snapshot: ShardSnapshot) -> None:
+        shard.position = shard.committed = snapshot.position
+        shard.last_crc = shard.committed_crc = snapshot.last_crc
+        shard.epoch = shard.started_epoch = snapshot.epoch
+        shard.last_time_us = snapshot.last_time_us
+        for row in snapshot.channels:
+            channel = load_channel(shard, row)
+            shard.channels[channel.number] = channel
+            self._store.include(channel)
+
+    # -- frames -----------------------------------------------------------------------------------------------------
+
+    def visit(self, header: Header, address: int, body: bytes | memoryview, body_ok: bool) -> None:
+        """One frame, in the order of the journal."""
+        self.frames += 1
+        if header.shard >= len(self._store.shards):
+            raise CheckpointDamaged(
+                f"the frame at journal address {address:#x} names shard {header.shard} of {len(self._store.shards)}"
+            )
+        shard = self._store.shards[header.shard]
+        if header.flags & FLAG_REWRITTEN:
+            self._moved(shard, header, address, body_ok)
+            return
+        if shard.quarantined:
+            return
+        if header.position <= shard.position:
+            if header.position == shard.position and header.header_crc != shard.last_crc:
+                self._quarantine(shard, address, f"there are two frames with position {header.position}")
+            self._last_address[shard.number] = address
+            return
+        problem = self._chain_problem(shard, header, body_ok)
+        if problem is None:
+            problem = self._apply(shard, header, address, body)
+        if problem is not None:
+            self._quarantine(shard, address, problem)
+            return
+        shard.position = shard.committed = header.position
+        shard.last_crc = shard.committed_crc = header.header_crc
+        shard.started_epoch = shard.epoch = header.epoch
+        shard.last_time_us = max(shard.last_time_us, header.time_us)
+        self._last_address[shard.number] = address
+
+    @staticmethod
+    def _chain_problem(shard: Shard, header: Header, body_ok: bool) -> str | None:
+        if header.position != shard.position + 1:
+            return f"the frame with position {shard.position + 1} is missing; {header.position} follows"
+        if header.previous_crc != shard.last_crc:
+            return f"the frame with position {header.position} does not continue the one before it"
+        if header.epoch < shard.started_epoch:
+            return f"the epoch falls from {shard.started_epoch} to {header.epoch} at position {header.position}"
+        if not body_ok:
+            return f"the frame with position {header.position} is damaged"
+        return None
+
+    def _quarantine(self, shard: Shard, address: int, problem: str) -> None:
+        shard.quarantined = f"{problem} (journal address {address:#x})"
+
+    def _moved(self, shard: Shard, header: Header, address: int, body_ok: bool) -> None:
+        channel = shard.channels.get(header.channel)
+        if channel is None or header.base_offset >= channel.next_offset:
+            return
+        try:
+            old = channel.index.row(channel.index.find(header.base_offset))
+        except LookupError:
+            return
+        if old.base != header.base_offset:
+            return
+        if not body_ok:
+            self._quarantine(shard, address, f"the rewritten frame with position {header.position} is damaged")
+            return
+        channel.index.move(old.base, address)
+        self._store.log.ledger.move(old.address, address, old.length)
+
+    def _apply(self, shard: Shard, header: Header, address: int, body: bytes | memoryview) -> str | None:
+        kind = header.type
+        if kind == FrameType.DATA:
+            return self._apply_data(shard, header, address)
+        if kind == FrameType.EPOCH_START:
+            return None
+        if kind == FrameType.CONFIG:
+            return self._apply_config(shard, header, ChannelRecord.FromString(bytes(body)))
+        channel = shard.channels.get(header.channel)
+        if channel is None:
+            return f"position {header.position} is for channel {header.channel}, which does not exist"
+        if kind == FrameType.TRIM:
+            first = TrimRecord.FromString(bytes(body)).first_offset
+            channel.trim_to = max(channel.trim_to, first)
+            apply_trim(channel, first)
+        elif kind == FrameType.GROUP:
+            self._apply_group(channel, header, GroupRecord.FromString(bytes(body)))
+        elif kind == FrameType.SETTLE:
+            record = SettleRecord.FromString(bytes(body))
+            group = (channel.groups or {}).get(record.group)
+            if group is not None:
+                group.core.apply(decode_settle(record))
+        else:
+            return f"position {header.position} has type {kind}, which this version does not know"
+        return None
+
+    def _apply_data(self, shard: Shard, header: Header, address: int) -> str | None:
+        channel = shard.channels.get(header.channel)
+        if channel is None:
+            return f"position {header.position} is for channel {header.channel}, which does not exist"
+        if header.base_offset != channel.next_offset:
+            return f"offset {header.base_offset} of channel {channel.name!r} follows {channel.next_offset - 1}"
+        length = FRAME_OVERHEAD + header.body_length
+        channel.index.append(header.base_offset, address, length)
+        channel.stored_bytes += length
+        channel.next_offset = channel.end_offset = header.base_offset + header.count
+        self._store.log.ledger.add(address, length)
+        if header.producer:
+            if channel.producers is None:
+                channel.producers = ProducerTable()
+            channel.producers.stored(
+                header.producer,
+                header.producer_epoch,
+                header.base_sequence,
+                header.count,
+                header.base_offset,
+                header.time_us,
+            )
+        return None
+
+    def _apply_config(self, shard: Shard, header: Header, record: ChannelRecord) -> str | None:
+        limits = ChannelLimits().changed(record.config)
+        if record.channel == 0:
+            channel = Channel(shard, header.position, record.name, limits, header.time_us)
+            shard.channels[channel.number] = channel
+            self._store.include(channel)
+            return None
+        known = shard.channels.get(record.channel)
+        if known is None:
+            return f"position {header.position} changes channel {record.channel}, which does not exist"
+        if record.deleted:
+            self._store.exclude(known)
+            apply_delete(known)
+        else:
+            known.limits = known.next_limits = limits
+            self._store.note_limits(known)
+        return None
+
+    @staticmethod
+    def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
+        group = (channel.groups or {}).get(record.name)
+        change = record.WhichOneof("change")
+        if change == "deleted":
+            channel.drop_group(record.name)
+        elif change == "create_at" and group is None:
+            settings = GroupSettings.of(record.config)
+            core = new_core(settings, max(record.create_at, channel.first_offset))
+            channel.add_group(Group(channel, record.name, settings, core, header.time_us))
+        elif change == "seek_to" and group is not None:
+            group.core.seek(max(record.seek_to, channel.first_offset))
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, damages: Sequence[Damaged]) -> list[Shard]:
+        """Quarantines the shards that a damage may have hit; returns all that are quarantined."""
+        for damage in damages:
+            hit = self._store.shards if damage.shard is None else [self._store.shards[damage.shard]]
+            for shard in hit:
+                whole = damage.shard is None and self._last_address.get(shard.number, -1) > damage.address
+                if not whole and not shard.quarantined:
+                    self._quarantine(shard, damage.address, damage.what)
+        return [shard for shard in self._store.shards if shard.quarantined]
+
+
+def load_channel(shard: Shard, row: ChannelSnapshot) -> Channel:
+    """A channel from its snapshot; counts its frames as live."""
+    channel = Channel(shard, row.channel, row.name, ChannelLimits().changed(row.config), row.created_time_us)
+    channel.first_offset = channel.trim_to = row.first_offset
+    channel.next_offset = channel.end_offset = row.end_offset
+    if row.index:
+        channel.index = FrameIndex.from_bytes(row.index)
+        for segment, length in channel.index.bytes_by_segment().items():
+            channel.stored_bytes += length
+            shard.log.ledger.add_bytes(segment, length)
+    for group in row.groups:
+        channel.add_group(load_group(channel, group))
+    if row.producers:
+        channel.producers = ProducerTable()
+        for producer in row.producers:
+            runs = (Run(*producer.runs[at : at + 3]) for at in range(0, len(producer.runs), 3))
+            state = Producer(producer.epoch, producer.next_sequence, producer.last_time_us, runs)
+            channel.producers.restore(producer.producer, state)
+    return channel
+
+
+def load_group(channel: Channel, row: GroupSnapshot) -> Group:
+    """A group from its snapshot."""
+    settings = GroupSettings.of(row.config)
+    core = GroupCore(
+        settled_below=row.settled_below,
+        ack_deadline_us=settings.ack_deadline_ms * 1000,
+        max_in_flight=settings.max_in_flight,
+        settled=pairs(row.settled),
+        retries=[Retry(r.first, r.last, r.attempt, r.not_before_us) for r in row.retries],
+        rejected=row.rejected,
+    )
+    return Group(channel, row.name, settings, core, row.created_time_us)

@@ -1,0 +1,52 @@
+"""Which messages a channel's configuration lets go."""
+
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.reading import Reading
+
+_ROWS_PER_PASS = 50_000  # 1 to 2 ms; more frames a second than a channel takes
+
+
+def keep_from_by_size(channel: Channel, rows_max: int = _ROWS_PER_PASS) -> int:
+    """The first offset to keep by number (exact) and bytes (whole frames). Pure.
+
+    Bytes let go at most `rows_max` frames at once: the event loop must not stand still. The next pass goes on.
+    """
+    first, end = channel.first_offset, channel.end_offset
+    limits = channel.limits
+    if limits.retention_messages:
+        first = max(first, end - limits.retention_messages)
+    if limits.retention_bytes:
+        excess = channel.stored_bytes - limits.retention_bytes
+        count = min(channel.index.rows_for_bytes(excess, rows_max), channel.committed_rows)
+        if count:
+            first = max(first, channel.end_of_row(count - 1))
+    return first
+
+
+class AgeRetention:
+    """Retention by age. Remembers each channel's oldest time, so that a channel with nothing to drop costs no read."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._oldest: dict[Channel, tuple[int, int]] = {}
+
+    async def keep_from(self, channel: Channel, now_us: int) -> int:
+        """The first offset to keep: all frames before it are older than the configuration allows."""
+        age_us = channel.limits.retention_age_ms * 1000
+        if not age_us or channel.first_offset >= channel.end_offset:
+            self._oldest.pop(channel, None)
+            return channel.first_offset
+        first, oldest_us = self._oldest.get(channel, (-1, 0))
+        if first != channel.first_offset:
+            first = channel.first_offset
+            row = channel.index.row(channel.index.find(first))
+            oldest_us = (await self._reading.frame(channel, row)).time_us
+            self._oldest[channel] = (first, oldest_us)
+        if oldest_us + age_us >= now_us:
+            return first
+        return await self._reading.offset_at(channel, now_us - age_us)
+
+    def forget_removed(self) -> None:
+        """Drops what is remembered of deleted channels."""
+        for channel in [channel for channel in self._oldest if channel.removed]:
+            del self._oldest[channel]

@@ -1,0 +1,301 @@
+"""One shard as its leader sees it: takes publishes and changes, gives offsets and positions, appends frames.
+
+Every method runs to completion in the loop's thread: that is the shard's inbox. Offsets and producer sequences are
+given at append; what the API shows (end offsets, configuration, groups' progress) changes when the frame commits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ringpost.internal.v1.record_pb2 import ChannelRecord, EpochStart, TrimRecord
+from ringpost.node.errors import DataLoss, NotFound, OutOfRange, RingpostError
+from ringpost.node.journal.cache import CachedFrame
+from ringpost.node.journal.frame import FrameType
+from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.log import Log, frame_length
+from ringpost.node.shard.producers import ProducerTable
+from ringpost.v1.common_pb2 import Durability
+
+
+class Stored(NamedTuple):
+    """A batch is stored as asked: the content of a PublishResponse."""
+
+    channel: str
+    first_offset: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+    durability: Durability.ValueType
+    time_us: int
+    epoch: int
+    duplicate: bool
+
+
+class Publish(NamedTuple):
+    """A checked batch. `producer` 0: not idempotent."""
+
+    batch: bytes
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+    crc: int
+    durability: Durability.ValueType
+    producer: int = 0
+    producer_epoch: int = 0
+    first_sequence: int = 0
+
+
+PublishReply = Callable[[Stored | RingpostError], None]
+Done = Callable[[RingpostError | None], None]
+
+
+class Shard:
+    """One shard. Invariant: committed <= position; frames have positions 1, 2, 3 … without a gap."""
+
+    def __init__(self, number: int, log: Log, *, node: str) -> None:
+        self.number = number
+        self.log = log
+        self.node = node
+        self.epoch = 0
+        self.started_epoch = 0
+        self.session = 0
+        self.position = 0
+        self.last_crc = 0
+        self.committed = 0
+        self.committed_crc = 0
+        self.last_time_us = 0
+        self.channels: dict[int, Channel] = {}
+        self.group_count = 0
+        self.quarantined = ""
+
+    def lead(self, epoch: int, session: int) -> None:
+        """This node leads the shard in `epoch`; the EPOCH_START frame is written with the first change."""
+        assert epoch > self.started_epoch, "epochs rise"
+        self.epoch = epoch
+        self.session = session
+
+    def check_writable(self) -> None:
+        """Raises DataLoss when the shard is damaged."""
+        if self.quarantined:
+            raise DataLoss(
+                f"shard {self.number} is quarantined: {self.quarantined}; restore it from a backup or start the node "
+                "with --accept-loss",
+                reason="SHARD_QUARANTINED",
+                metadata={"shard": str(self.number)},
+            )
+
+    def now_us(self) -> int:
+        """The leader's stamp: the clock, but never falling."""
+        self.last_time_us = max(self.last_time_us, self.log.clock())
+        return self.last_time_us
+
+    def ready(self) -> int:
+        """To be called before each append: checks, starts the epoch if need be, returns the time."""
+        self.check_writable()
+        now = self.now_us()
+        if self.started_epoch != self.epoch:
+            self.started_epoch = self.epoch
+            body = EpochStart(leader=self.node, session=self.session).SerializeToString()
+            self.log.append(self, FrameType.EPOCH_START, body, _nothing, time_us=now)
+        return now
+
+    def ready_for(self, channel: Channel) -> int:
+        """`ready` for who may have waited since it found the channel. Raises NotFound when that was deleted.
+
+        No frame of a channel may follow the one that deletes it: recovery would take that for damage.
+        """
+        if channel.removed:
+            raise NotFound(f"channel {channel.name!r} was deleted", reason="CHANNEL_NOT_FOUND")
+        return self.ready()
+
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def publish(self, channel: Channel, publish: Publish, reply: PublishReply) -> bool:
+        """Appends a batch; False when it is stored already. `reply` is called once, when its durability is reached,
+        perhaps before this returns.
+
+        Raises the definite errors; then nothing was appended and `reply` is not called.
+        """
+        now = self.ready()
+        if publish.producer:
+            stored_at = self._find_repeat(channel, publish, now)
+            if stored_at is not None:
+                self._answer_repeat(channel, publish, stored_at, reply)
+                return False
+        self._append_batch(channel, publish, now, reply)
+        return True
+
+    def _find_repeat(self, channel: Channel, publish: Publish, now: int) -> int | None:
+        if channel.producers is None:
+            channel.producers = ProducerTable()
+        return channel.producers.check(
+            publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, now
+        )
+
+    def _answer_repeat(self, channel: Channel, publish: Publish, offset: int, reply: PublishReply) -> None:
+        durability = publish.durability
+        stored = Stored(channel.name, offset, publish.count, durability, 0, self.epoch, True)
+        if durability == Durability.DURABILITY_MEMORY or offset + publish.count <= channel.end_offset:
+            reply(stored)
+        else:
+            self.log.commits.after_all(_reply, reply, stored)
+
+    def _append_batch(self, channel: Channel, publish: Publish, now: int, reply: PublishReply) -> None:
+        batch, count = publish.batch, publish.count
+        first = channel.next_offset
+        end = first + count
+        stored = Stored(channel.name, first, count, publish.durability, now, self.epoch, False)
+        early = publish.durability == Durability.DURABILITY_MEMORY
+        address = self.log.append(
+            self,
+            FrameType.DATA,
+            batch,
+            _batch_committed,
+            channel,
+            end,
+            None if early else reply,
+            stored,
+            time_us=now,
+            body_crc=publish.crc,
+            channel=channel.number,
+            base_offset=first,
+            count=count,
+            producer=publish.producer,
+            producer_epoch=publish.producer_epoch,
+            base_sequence=publish.first_sequence,
+        )
+        self._note_batch(channel, publish, first, address, now)
+        if early:
+            reply(stored)
+
+    def _note_batch(self, channel: Channel, publish: Publish, first: int, address: int, now: int) -> None:
+        length = frame_length(publish.batch)
+        channel.index.append(first, address, length)
+        channel.next_offset = first + publish.count
+        channel.stored_bytes += length
+        self.log.ledger.add(address, length)
+        frame = CachedFrame(
+            first, publish.count, now, publish.crc, publish.batch, publish.producer, publish.first_sequence
+        )
+        self.log.cache.put(address, length, frame)
+        if publish.producer:
+            assert channel.producers is not None, "made by the check"
+            channel.producers.stored(
+                publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, first, now
+            )
+
+    # -- channels ---------------------------------------------------------------------------------------------------
+
+    def add_channel(self, name: str, limits: ChannelLimits, done: Done) -> Channel:
+        """Makes a channel, usable at once; `done` when it is committed."""
+        now = self.ready()
+        record = ChannelRecord(name=name, config=limits.message())
+        number = self.position + 1
+        self.log.append(self, FrameType.CONFIG, record.SerializeToString(), done, time_us=now)
+        channel = self.channels[number] = Channel(self, number, name, limits, now)
+        return channel
+
+    def set_channel(self, channel: Channel, limits: ChannelLimits, done: Done) -> None:
+        """Changes the configuration when committed; `next_limits` at once, so that changes add up."""
+        now = self.ready_for(channel)
+        record = ChannelRecord(channel=channel.number, name=channel.name, config=limits.message())
+        self.log.append(
+            self, FrameType.CONFIG, record.SerializeToString(), _limits_committed, channel, limits, done, time_us=now
+        )
+        channel.next_limits = limits
+
+    def delete_channel(self, channel: Channel, done: Done) -> None:
+        """Takes no more for the channel from now on; drops it when committed."""
+        now = self.ready_for(channel)
+        record = ChannelRecord(channel=channel.number, name=channel.name, deleted=True)
+        self.log.append(
+            self, FrameType.CONFIG, record.SerializeToString(), _delete_committed, channel, done, time_us=now
+        )
+        channel.removed = True
+
+    def trim(self, channel: Channel, first_offset: int, done: Done) -> None:
+        """Drops everything below an offset, which must be committed, when committed itself."""
+        if not 0 <= first_offset <= channel.end_offset:
+            raise OutOfRange(
+                f"before_offset: {first_offset} is beyond the end offset {channel.end_offset}",
+                metadata={"end_offset": str(channel.end_offset), "first_offset": str(channel.first_offset)},
+            )
+        now = self.ready_for(channel)
+        channel.trim_to = max(channel.trim_to, first_offset)
+        body = TrimRecord(first_offset=first_offset).SerializeToString()
+        self.log.append(
+            self,
+            FrameType.TRIM,
+            body,
+            _trim_committed,
+            channel,
+            first_offset,
+            done,
+            time_us=now,
+            channel=channel.number,
+        )
+
+
+# -- what happens at commit; shared with recovery where the state changes ----------------------------------------------
+
+
+def apply_trim(channel: Channel, first_offset: int) -> None:
+    """Drops the rows below; groups take what is gone as settled."""
+    if first_offset <= channel.first_offset:
+        return
+    channel.first_offset = first_offset
+    ledger = channel.shard.log.ledger
+    for segment, length in channel.index.drop_below(first_offset, channel.next_offset).items():
+        ledger.drop_bytes(segment, length)
+        channel.stored_bytes -= length
+    for group in (channel.groups or {}).values():
+        group.core.trim(first_offset)
+
+
+def apply_delete(channel: Channel) -> None:
+    """Drops the channel and everything in it."""
+    channel.removed = True
+    for name in tuple(channel.groups or ()):
+        channel.drop_group(name)
+    ledger = channel.shard.log.ledger
+    for segment, length in channel.index.drop_below(channel.next_offset, channel.next_offset).items():
+        ledger.drop_bytes(segment, length)
+    channel.stored_bytes = 0
+    channel.shard.channels.pop(channel.number, None)
+
+
+def _nothing(error: RingpostError | None) -> None:
+    """For frames nobody waits for."""
+
+
+def _reply(error: RingpostError | None, reply: PublishReply, stored: Stored) -> None:
+    reply(stored if error is None else error)
+
+
+def _batch_committed(
+    error: RingpostError | None, channel: Channel, end: int, reply: PublishReply | None, stored: Stored
+) -> None:
+    if error is None:
+        channel.end_offset = end
+        if channel.watchers is not None:
+            for watcher in channel.watchers:
+                watcher.advanced()
+    if reply is not None:
+        reply(stored if error is None else error)
+
+
+def _limits_committed(error: RingpostError | None, channel: Channel, limits: ChannelLimits, done: Done) -> None:
+    if error is None:
+        channel.limits = limits
+    done(error)
+
+
+def _delete_committed(error: RingpostError | None, channel: Channel, done: Done) -> None:
+    if error is None:
+        watchers = tuple(channel.watchers or ())
+        apply_delete(channel)
+        for watcher in watchers:
+            watcher.removed("CHANNEL_DELETED", f"channel {channel.name!r} was deleted")
+    done(error)
+
+
+def _trim_committed(error: RingpostError | None, channel: Channel, first_offset: int, done: Done) -> None:
+    if error is None:
+        apply_trim(channel, first_offset)
+    done(error)

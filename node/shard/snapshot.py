@@ -1,0 +1,96 @@
+"""From memory to a checkpoint: each shard as its committed frames left it.
+
+A snapshot is taken between two events of the loop, shard by shard; frames that commit later are read again at the next
+start. Producers are an exception: they change at append, so a snapshot may know batches whose frames come after it.
+Reading those again changes nothing, and a checkpoint is written only after everything that it knows is durable.
+"""
+
+import struct
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
+
+from ringpost.internal.v1.record_pb2 import ChannelSnapshot, GroupSnapshot, ProducerSnapshot, Retry, ShardSnapshot
+from ringpost.node.groups.ranges import flatten
+from ringpost.node.journal.checkpoint import CheckpointDamaged
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.shard import Shard
+
+_ROW_BYTES = 24
+_LENGTH = struct.Struct("<I")
+
+
+def pack(snapshot: ShardSnapshot) -> bytes:
+    """A snapshot as it stands in a checkpoint's body."""
+    encoded = snapshot.SerializeToString()
+    return _LENGTH.pack(len(encoded)) + encoded
+
+
+def unpack(body: bytes) -> Iterator[ShardSnapshot]:
+    """The snapshots in a checkpoint's body. Raises CheckpointDamaged when there is anything else in it."""
+    at = 0
+    try:
+        while at < len(body):
+            (length,) = _LENGTH.unpack_from(body, at)
+            at += _LENGTH.size + length
+            if at > len(body):
+                raise CheckpointDamaged("the checkpoint's last snapshot is cut short")
+            yield ShardSnapshot.FromString(body[at - length : at])
+    except (struct.error, DecodeError) as error:
+        raise CheckpointDamaged(f"the checkpoint's checksum is right, but its content is not: {error}") from error
+
+
+def snapshot_shard(shard: Shard) -> ShardSnapshot:
+    """The shard at its committed position."""
+    return ShardSnapshot(
+        shard=shard.number,
+        position=shard.committed,
+        last_crc=shard.committed_crc,
+        epoch=shard.started_epoch,
+        last_time_us=shard.last_time_us,
+        channels=[_channel(channel) for channel in shard.channels.values() if channel.number <= shard.committed],
+    )
+
+
+def _channel(channel: Channel) -> ChannelSnapshot:
+    rows = channel.index.to_bytes()
+    if channel.next_offset > channel.end_offset:
+        rows = rows[: channel.index.find(channel.end_offset) * _ROW_BYTES]
+    snapshot = ChannelSnapshot(
+        channel=channel.number,
+        name=channel.name,
+        config=channel.limits.message(),
+        created_time_us=channel.created_time_us,
+        first_offset=channel.first_offset,
+        end_offset=channel.end_offset,
+        index=rows,
+    )
+    if channel.groups:
+        snapshot.groups.extend(_group(group) for group in channel.groups.values())
+    if channel.producers:
+        channel.producers.forget_silent(channel.shard.last_time_us)
+        snapshot.producers.extend(
+            ProducerSnapshot(
+                producer=producer,
+                epoch=state.epoch,
+                next_sequence=state.next_sequence,
+                last_time_us=state.last_time_us,
+                runs=[number for run in state.runs for number in run],
+            )
+            for producer, state in channel.producers.items()
+        )
+    return snapshot
+
+
+def _group(group: Group) -> GroupSnapshot:
+    state = group.core.snapshot()
+    return GroupSnapshot(
+        name=group.name,
+        config=group.settings.message(),
+        created_time_us=group.created_time_us,
+        settled_below=state.settled_below,
+        settled=flatten(state.settled),
+        retries=[Retry(**retry._asdict()) for retry in state.retries],
+        rejected=state.rejected,
+    )

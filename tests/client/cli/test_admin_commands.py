@@ -1,0 +1,80 @@
+"""Channels, groups, node and check from the command line, against a real node."""
+
+import socket
+from pathlib import Path
+
+from .conftest import Cli, run_cli
+
+
+def test_a_channel_is_made_changed_shown_purged_and_removed(cli: Cli) -> None:
+    made = cli("channel", "add", "adm.a", "--keep-age", "7d", "--keep-bytes", "1MiB", "-o", "json").json
+    assert made["config"]["retention_age_ms"] == 604_800_000
+    assert made["config"]["retention_bytes"] == 1 << 20
+    changed = cli("channel", "set", "adm.a", "--keep-messages", "10", "--keep-age", "0", "-o", "json").json
+    assert changed["config"] | {"max_message_bytes": 0} == {
+        "retention_age_ms": 0,
+        "retention_bytes": 1 << 20,
+        "retention_messages": 10,
+        "max_message_bytes": 0,
+    }
+    cli("pub", "adm.a", "n{n}", "--count", "5")
+    refused = cli("channel", "purge", "adm.a", "--before", "3")
+    assert refused.code == 2
+    assert "Remove 3 messages of adm.a? There is no terminal to ask on; add --yes" in refused.err
+    assert cli("channel", "purge", "adm.a", "--before", "3", "--yes", "-o", "json").json["first_offset"] == 3
+    shown = cli("channel", "info", "adm.a").out
+    assert "3 to 4" in shown
+    assert cli("channel", "rm", "adm.a", "--yes").code == 0
+    gone = cli("channel", "info", "adm.a")
+    assert (gone.code, gone.out) == (1, "")
+    assert "adm.a" in gone.err
+
+
+def test_channels_are_listed_by_prefix_as_a_table_and_as_json(cli: Cli) -> None:
+    for name in ("adm.list.b", "adm.list.a", "adm.other"):
+        assert cli("channel", "add", name).code == 0
+    listed = cli("channel", "ls", "adm.list.", "-o", "json").json
+    assert [channel["name"] for channel in listed] == ["adm.list.a", "adm.list.b"]
+    table = cli("channel", "ls", "adm.list.").out.splitlines()
+    assert table[0].split()[:2] == ["channel", "messages"]
+    assert [line.split()[0] for line in table[1:]] == ["adm.list.a", "adm.list.b"]
+
+
+def test_a_group_is_made_moved_and_removed(cli: Cli) -> None:
+    cli("pub", "adm.g", "n{n}", "--count", "10")
+    made = cli("group", "add", "adm.g", "g", "--from", "4", "--ack-deadline", "5s", "-o", "json").json
+    assert (made["pending"], made["config"]["ack_deadline_ms"]) == (6, 5000)
+    assert cli("group", "seek", "adm.g", "g", "8", "--yes", "-o", "json").json["pending"] == 2
+    assert [group["name"] for group in cli("group", "ls", "adm.g", "-o", "json").json] == ["g"]
+    assert cli("group", "rm", "adm.g", "g", "--yes").code == 0
+    assert cli("group", "info", "adm.g", "g").code == 1
+    twice = cli("group", "rm", "adm.g", "g", "--yes")
+    assert twice.code == 1
+    assert "Traceback" not in twice.err
+
+
+def test_the_node_tells_about_itself_and_is_fine(cli: Cli) -> None:
+    info = cli("node", "info", "-o", "json").json
+    assert info["state"] == "serving"
+    assert info["limits"]["max_message_bytes"] > 0
+    check = cli("check", "-o", "json")
+    assert (check.code, check.json["status"], check.json["reasons"]) == (0, "ok", [])
+
+
+def test_a_bad_name_is_explained_by_the_broker_s_own_words(cli: Cli) -> None:
+    ran = cli("channel", "add", "a..b")
+    assert ran.code == 1
+    assert ran.err.startswith("Error: ")
+    assert "name" in ran.err
+
+
+def test_nobody_there_is_code_3_and_for_check_2(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        # Bound and not listening: nobody else can take the port meanwhile, and every connection is refused.
+        held.bind(("127.0.0.1", 0))
+        addr = f"127.0.0.1:{held.getsockname()[1]}"
+        ran = run_cli("channel", "ls", addr=addr, home=tmp_path)
+        assert (ran.code, ran.out) == (3, "")
+        assert "`ringpost up` starts one" in ran.err
+        check = run_cli("check", "-o", "json", addr=addr, home=tmp_path)
+        assert (check.code, check.json["status"]) == (2, "broken")

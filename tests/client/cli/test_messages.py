@@ -1,0 +1,62 @@
+"""Publishing and reading from the command line, against a real node."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cli
+
+
+def test_a_message_goes_in_and_comes_out_with_key_and_headers(cli: Cli) -> None:
+    put = cli("pub", "msg.a", "hello", "--key", "42", "--header", "source=web", "--header", "x=a=b", "-o", "json")
+    assert (put.code, put.json["offset"], put.json["durability"]) == (0, 0, "quorum")
+    assert put.json["replicas"] == [put.json["owner"]]
+    (got,) = cli("sub", "msg.a", "--from", "earliest", "--count", "1").lines
+    assert (got["data"], got["key"], got["headers"]) == ("hello", "42", {"source": "web", "x": "a=b"})
+    assert "offset 1 · owner" in cli("pub", "msg.a", "again").out
+
+
+def test_lines_and_templates_keep_their_order(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "lines"
+    source.write_bytes(b"one\r\n\ntwo\nlast without end")
+    assert cli("pub", "msg.b", "--lines", str(source), "-o", "json").json["count"] == 4
+    assert cli("pub", "msg.b", "--lines", "-", "-o", "json", stdin="three\nfour\n").json["first_offset"] == 4
+    assert cli("pub", "msg.b", "n{n}", "--count", "2500", "--key", "k{n}", "-o", "json").json["last_offset"] == 2505
+    wanted = ["one", "", "two", "last without end", "three", "four", *(f"n{n}" for n in range(1, 2501))]
+    assert cli("sub", "msg.b", "--from", "0", "--count", "2506", "--text").out.splitlines() == wanted
+    assert cli("sub", "msg.b", "--from", "2505", "--count", "1").lines[0]["key"] == "k2500"
+
+
+def test_an_empty_input_is_an_error_and_publishes_nothing(cli: Cli) -> None:
+    ran = cli("pub", "msg.c", "--lines", "-")
+    assert (ran.code, ran.out) == (1, "")
+    assert "nothing to publish" in ran.err
+
+
+def test_bytes_that_are_no_text_appear_as_base64(cli: Cli) -> None:
+    assert cli("pub", "msg.d", "-", stdin="\x00ÿ").code == 0
+    assert cli("msg", "get", "msg.d", "0").lines[0]["data"] == "\x00ÿ"
+    source = cli("pub", "msg.d", "\udcff")
+    assert source.code == 0
+    assert cli("msg", "get", "msg.d", "1").lines[0]["data_base64"] == "/w=="
+
+
+@pytest.mark.parametrize("ack", [True, False])
+def test_a_group_gets_each_message_again_only_when_it_was_not_acknowledged(cli: Cli, ack: bool) -> None:
+    channel = f"msg.group.{ack}"
+    cli("pub", channel, "n{n}", "--count", "5")
+    first = cli("sub", channel, "--group", "g", "--count", "3", "--text", *([] if ack else ["--no-ack"]))
+    assert first.out.split() == ["n1", "n2", "n3"]
+    again = cli("sub", channel, "--group", "g", "--count", "2", "--text")
+    assert again.out.split() == (["n4", "n5"] if ack else ["n1", "n2"])
+    assert cli("group", "info", channel, "g", "-o", "json").json["pending"] == (0 if ack else 3)
+
+
+def test_messages_are_read_by_offset_up_to_the_end(cli: Cli) -> None:
+    cli("pub", "msg.e", "n{n}", "--count", "3")
+    ran = cli("msg", "get", "msg.e", "1", "--count", "10")
+    assert [line["data"] for line in ran.lines] == ["n2", "n3"]
+    assert "ends at offset 2" in ran.err
+    beyond = cli("msg", "get", "msg.e", "3")
+    assert (beyond.code, beyond.out) == (1, "")
+    assert "Error: " in beyond.err

@@ -1,0 +1,56 @@
+"""Addresses, back-off, options: what needs no broker."""
+
+import random
+
+import pytest
+
+from ringpost.client import InvalidRequest, Options
+from ringpost.client.connection import Backoff, Connections, parse_targets
+
+
+@pytest.mark.parametrize(
+    ("target", "addresses"),
+    [
+        (None, ["there:1"]),
+        ("host", ["host:7400"]),
+        ("host:1, other", ["host:1", "other:7400"]),
+        (["a:1", "b"], ["a:1", "b:7400"]),
+        ("[::1]", ["[::1]:7400"]),
+        ("[::1]:5", ["[::1]:5"]),
+        ("unix:relative.socket", ["unix:relative.socket"]),
+        ("dns:///host:1", ["dns:///host:1"]),
+    ],
+)
+def test_addresses(target, addresses: list[str]) -> None:
+    assert parse_targets(target, "there:1") == addresses
+
+
+@pytest.mark.parametrize("target", [",", [], [""]])
+def test_no_address_is_an_error(target) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_targets(target, "there:1")
+
+
+def test_back_off_doubles_with_jitter_to_its_bound() -> None:
+    backoff = Backoff(random.Random(1))
+    delays = [backoff.next_delay() for _ in range(10)]
+    bounds = [min(2.0, 0.05 * 2**n) for n in range(10)]
+    assert all(bound / 2 <= delay <= bound for delay, bound in zip(delays, bounds, strict=True))
+    backoff.reset()
+    assert backoff.next_delay() <= 0.05
+
+
+def test_a_role_moves_on_once_for_each_failed_address() -> None:
+    connections = Connections(["a:1", "b:1"], None, None)
+    for _ in range(3):  # three streams of one role, all on the failed address
+        connections.move_on("subscribe", "a:1")
+    assert (connections.address("subscribe"), connections.address("publish")) == ("b:1", "a:1")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_batch_messages": 0}, {"max_batch_messages": 65_536}, {"linger_ms": -1}, {"publish_timeout": 0}],
+)
+def test_options_outside_their_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Options(**wrong)

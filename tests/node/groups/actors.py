@@ -1,0 +1,39 @@
+"""Ann, Bob and a group of theirs, for the stories."""
+
+from collections.abc import Iterable
+
+from ringpost.node.groups.changes import Action, Outcome, SettleChange, Verdict
+from ringpost.node.groups.core import GroupCore
+
+DONE, EXPIRED, ALREADY, UNKNOWN = Outcome.DONE, Outcome.EXPIRED, Outcome.ALREADY, Outcome.UNKNOWN
+ANN, BOB = 1, 2
+SECOND = 1_000_000
+END = 1_000
+
+
+def new_group(**config: int) -> GroupCore:
+    """A group from offset 0, 30 s ack deadline, with ann and bob."""
+    group = GroupCore(**{"settled_below": 0, "ack_deadline_us": 30 * SECOND, "max_in_flight": 100_000} | config)
+    group.attach(ANN)
+    group.attach(BOB)
+    return group
+
+
+def settle(
+    group: GroupCore, consumer: int, action: Action, *ranges: tuple[int, int], now: int = 0, cumulative: bool = False
+) -> Verdict:
+    return group.settle(consumer, action, ranges, cumulative, now)
+
+
+def commit(group: GroupCore, change: SettleChange | None) -> None:
+    assert change is not None
+    group.apply(change)
+
+
+def restarted(group: GroupCore, changes: Iterable[SettleChange] = ()) -> GroupCore:
+    """The group after a crash, with ann, from its snapshot and what was committed after it."""
+    again = GroupCore(**group.snapshot()._asdict(), ack_deadline_us=30 * SECOND, max_in_flight=100_000)
+    for change in changes:
+        again.apply(change)
+    again.attach(ANN)
+    return again

@@ -1,0 +1,173 @@
+"""A group worked out message by message, as plainly as possible: what `GroupCore` must agree with.
+
+It has its own log: a change that the group asked for is an entry there until it is committed or fails, and a restart
+replays the committed ones.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject
+
+
+@dataclass
+class Message:
+    """The first three are durable. `waits_for`: log entries that will settle or fail it; `settler`: who asked."""
+
+    settled: bool = False
+    failures: int = 0
+    not_before: int = 0
+    holder: int | None = None
+    attempt: int = 0
+    deadline: int = 0
+    waits_for: list["Entry"] = field(default_factory=list)
+    settler: int | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.holder is not None or bool(self.waits_for)
+
+    def close(self) -> bool:
+        """Settles; True when it was not."""
+        fresh = not self.settled
+        self.settled, self.failures, self.holder, self.waits_for = True, 0, None, []
+        return fresh
+
+    def durable(self) -> tuple[bool, int, int]:
+        return (self.settled, self.failures, self.not_before if self.failures else 0)
+
+
+@dataclass(eq=False)
+class Entry:
+    """One change in the log. `kind`: ack, reject, fail, seek or trim. `offsets`: offset to (failures, not before)."""
+
+    kind: str
+    offsets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    at: int = 0
+
+
+class Model:
+    """Offsets 0..end-1; unlike the group it is told when messages are published."""
+
+    def __init__(self, ack_deadline: int, max_in_flight: int) -> None:
+        self.ack_deadline = ack_deadline
+        self.max_in_flight = max_in_flight
+        self.messages: list[Message] = []
+        self.handed_end: dict[int, int] = {}
+        self.rejected = 0
+
+    def count(self, what: str) -> int:
+        tests = {
+            "pending": lambda m: not m.settled,
+            "in_flight": lambda m: m.busy,
+            "to_redeliver": lambda m: m.failures > 0 and not m.busy,
+        }
+        return sum(map(tests[what], self.messages))
+
+    def settled_below(self) -> int:
+        return next((n for n, message in enumerate(self.messages) if not message.settled), len(self.messages))
+
+    def leased_to(self, consumer: int) -> list[int]:
+        return [n for n, message in enumerate(self.messages) if message.holder == consumer]
+
+    @staticmethod
+    def published(count: int) -> list[Message]:
+        return [Message() for _ in range(count)]
+
+    def forget(self) -> None:
+        """A restart: only what is durable is left."""
+        for message in self.messages:
+            message.holder, message.waits_for = None, []
+        self.handed_end.clear()
+
+    # delivery
+
+    def available(self, now: int) -> list[tuple[int, int]]:
+        """(offset, attempt) in the order of delivery."""
+        free = [(n, m) for n, m in enumerate(self.messages) if not m.settled and not m.busy]
+        due = [(n, m.failures + 1) for n, m in free if m.failures and m.not_before <= now]
+        return due + [(n, 1) for n, m in free if not m.failures]
+
+    def take(self, consumer: int, limit: int, now: int) -> list[tuple[int, int]]:
+        room = max(0, min(limit, self.max_in_flight - self.count("in_flight")))
+        taken = self.available(now)[:room]
+        for offset, attempt in taken:
+            message = self.messages[offset]
+            message.holder, message.attempt, message.deadline = consumer, attempt, now + self.ack_deadline
+            self.handed_end[consumer] = max(self.handed_end[consumer], offset + 1)
+        return taken
+
+    def detach(self, consumer: int) -> bool:
+        leased = self.leased_to(consumer)
+        for offset in leased:
+            self.messages[offset].holder = None
+        del self.handed_end[consumer]
+        return bool(leased)
+
+    # settlement
+
+    def settle(
+        self, consumer: int, action: Action, ranges: Iterable[tuple[int, int]], cumulative: bool, now: int
+    ) -> tuple[dict[int, Outcome], Entry | None]:
+        wanted = {offset for first, last in ranges for offset in range(first, last + 1)}
+        if cumulative:
+            wanted |= {offset for offset in self.leased_to(consumer) if offset <= max(wanted)}
+        entry = Entry({Ack: "ack", Reject: "reject", Nack: "fail", Extend: "extend"}[type(action)])
+        results = {offset: self._settle_one(consumer, action, offset, entry, now) for offset in sorted(wanted)}
+        return results, entry if entry.offsets else None
+
+    def _settle_one(self, consumer: int, action: Action, offset: int, entry: Entry, now: int) -> Outcome:
+        if offset >= self.handed_end[consumer]:
+            return Outcome.UNKNOWN
+        message = self.messages[offset]
+        if message.holder == consumer and isinstance(action, Extend):
+            message.deadline = now + (action.deadline_us or self.ack_deadline)
+            return Outcome.DONE
+        again = message.waits_for and message.waits_for[0].kind != "fail" and message.settler == consumer
+        if message.holder == consumer or (again and isinstance(action, Ack | Reject)):
+            message.holder, message.settler = None, consumer
+            message.waits_for.append(entry)
+            delay = action.delay_us if isinstance(action, Nack) else 0
+            entry.offsets[offset] = (message.attempt, now + delay)
+            return Outcome.DONE
+        return Outcome.ALREADY if message.settled else Outcome.EXPIRED
+
+    def expire(self, now: int) -> Entry | None:
+        entry = Entry("fail")
+        for offset, message in enumerate(self.messages):
+            if message.holder is not None and message.deadline <= now:
+                message.settler, message.holder = message.holder, None
+                message.waits_for.append(entry)
+                entry.offsets[offset] = (message.attempt, now)
+        return entry if entry.offsets else None
+
+    def next_event(self, now: int) -> int | None:
+        times = [m.deadline for m in self.messages if m.holder is not None]
+        times += [m.not_before for m in self.messages if m.failures and not m.settled and m.not_before > now]
+        return min(times, default=None)
+
+    # the log
+
+    def apply(self, entry: Entry) -> None:
+        if entry.kind == "seek":
+            self.messages = [Message() for _ in self.messages]
+        if entry.kind in {"seek", "trim"}:
+            for message in self.messages[: entry.at]:
+                message.close()
+        for offset, (failures, not_before) in entry.offsets.items():
+            message = self.messages[offset]
+            if entry.kind == "fail":
+                if entry in message.waits_for:
+                    message.waits_for = []
+                if not message.settled:
+                    message.failures, message.not_before = max(failures, message.failures), not_before
+            elif message.close() and entry.kind == "reject":
+                self.rejected += 1
+
+    def abort(self, entry: Entry) -> None:
+        for offset in entry.offsets:
+            message = self.messages[offset]
+            if entry in message.waits_for:
+                message.waits_for.remove(entry)
+                if not message.waits_for and message.settler in self.handed_end:
+                    message.holder = message.settler

@@ -1,0 +1,243 @@
+"""A group agrees with the plain model in any order of events, through failed writes and crashes.
+
+The promise that matters (V7) is checked apart from the model: a confirmed ack never comes back, everything else does,
+and a failure that was recorded is never forgotten.
+"""
+
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject, SettleChange, join
+from ringpost.node.groups.core import GroupCore
+from tests.node.groups.model import Entry, Model
+
+ACK_DEADLINE = 100
+
+actions: st.SearchStrategy[Action] = st.one_of(
+    st.just(Ack()),
+    st.builds(Nack, st.sampled_from([0, 10, 150])),
+    st.builds(Extend, st.sampled_from([0, 5, 300])),
+    st.builds(Reject, st.sampled_from(["bad", "worse"])),
+)
+spans = st.tuples(st.sampled_from([0, 0, 1, 4, 9]), st.integers(0, 4)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+range_lists = st.lists(spans, min_size=1, max_size=3)
+
+
+@dataclass(eq=False)
+class Written:
+    """A change on its way to the log, as the group and as the model know it; `confirms`: what is done with it."""
+
+    entry: Entry
+    change: SettleChange
+    confirms: set[int]
+
+
+class GroupMachine(RuleBasedStateMachine):
+    @initialize(max_in_flight=st.sampled_from([3, 10, 100]))
+    def begin(self, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.model = Model(ACK_DEADLINE, max_in_flight)
+        self.now = 1_000
+        self.group = GroupCore(settled_below=0, ack_deadline_us=ACK_DEADLINE, max_in_flight=max_in_flight)
+        self.checkpoint = self.group.snapshot()
+        self.log: list[Written] = []
+        self.committed: list[Written] = []  # since the checkpoint
+        self.confirmed: set[int] = set()
+        self.failures: dict[int, int] = {}
+        self.consumers = 0
+        self.attach()
+        self.publish(8)
+
+    @property
+    def end(self) -> int:
+        return len(self.model.messages)
+
+    def pick(self, choice: int) -> int:
+        return sorted(self.model.handed_end)[choice % len(self.model.handed_end)]
+
+    # events
+
+    @rule(count=st.integers(1, 8))
+    def publish(self, count: int) -> None:
+        if self.end < 25:
+            self.model.messages += Model.published(count)
+
+    @rule(choice=st.integers(0, 2), leaves=st.booleans())
+    def members_change(self, choice: int, leaves: bool) -> None:
+        consumer = self.pick(choice)
+        if leaves:
+            assert self.group.detach(consumer) == self.model.detach(consumer)
+        if not leaves or not self.model.handed_end:
+            self.attach()
+
+    def attach(self) -> None:
+        self.consumers += 1
+        self.group.attach(self.consumers)
+        self.model.handed_end[self.consumers] = 0
+
+    @rule(choice=st.integers(0, 2), limit=st.sampled_from([1, 3, 20]))
+    def take(self, choice: int, limit: int) -> None:
+        consumer = self.pick(choice)
+        leases = self.group.take(consumer, limit, self.end, self.now)
+        taken = [(offset, lease.attempt) for lease in leases for offset in range(lease.first, lease.last + 1)]
+        assert taken == self.model.take(consumer, limit, self.now)
+        for offset, attempt in taken:
+            assert offset not in self.confirmed
+            assert attempt > self.failures.get(offset, 0)
+
+    @rule(choice=st.integers(0, 2), limit=st.sampled_from([3, 20]), action=actions, part=spans, stored=st.booleans())
+    def work(self, choice: int, limit: int, action: Action, part: tuple[int, int], stored: bool) -> None:
+        """The usual day: takes messages, settles a part of what is leased."""
+        self.take(choice, limit)
+        leased = self.model.leased_to(self.pick(choice))[part[0] : part[1] + 1]
+        if leased:
+            self.settle(choice, action, [(offset, offset) for offset in leased], False)
+        if stored:
+            self.commit(1_000, False)
+
+    @rule(choice=st.integers(0, 2), microseconds=st.sampled_from([10, 150]))
+    def wait_and_take(self, choice: int, microseconds: int) -> None:
+        self.now += microseconds
+        self.expire()
+        self.commit(1_000, True)
+        self.take(choice, 20)
+
+    @rule(choice=st.integers(0, 2), action=actions, ranges=range_lists, cumulative=st.booleans())
+    def settle(self, choice: int, action: Action, ranges: list[tuple[int, int]], cumulative: bool) -> None:
+        consumer = self.pick(choice)
+        verdict = self.group.settle(consumer, action, ranges, cumulative, self.now)
+        expected, entry = self.model.settle(consumer, action, ranges, cumulative, self.now)
+        answered = [(n, outcome) for first, last, outcome in verdict.results for n in range(first, last + 1)]
+        assert answered == list(expected.items())
+        self.confirmed |= {n for n, outcome in answered if outcome == Outcome.ALREADY}
+        assert (verdict.change is None) == (entry is None)
+        if verdict.change is not None and entry is not None:
+            done = {n for n, outcome in answered if outcome == Outcome.DONE and isinstance(action, Ack | Reject)}
+            self.log.append(Written(entry, verdict.change, done))
+
+    @rule(microseconds=st.sampled_from([1, 10, 60, 150]))
+    def time_passes(self, microseconds: int) -> None:
+        self.now += microseconds
+
+    @rule()
+    def expire(self) -> None:
+        change, entry = self.group.expire(self.now), self.model.expire(self.now)
+        assert (change is None) == (entry is None)
+        if change is not None and entry is not None:
+            self.log.append(Written(entry, change, set()))
+
+    @rule(upheaval=st.sampled_from(["seek", "trim", "checkpoint", "crash"]), at=st.integers(0, 40))
+    def something_rare(self, upheaval: str, at: int) -> None:
+        if upheaval == "crash":
+            self.crash()
+        elif upheaval == "checkpoint":
+            self.checkpoint, self.committed = self.group.snapshot(), []
+        else:
+            at = min(at, self.end, self.end if upheaval == "seek" else self.model.settled_below() + 4)
+            self.log.append(Written(Entry(upheaval, at=at), SettleChange(), set()))
+
+    # the log
+
+    @rule(count=st.integers(1, 4), joined=st.booleans())
+    def commit(self, count: int, joined: bool) -> None:
+        written, self.log = self.log[:count], self.log[count:]
+        moves = {"seek", "trim"}
+        if joined and not any(one.entry.kind in moves for one in written):
+            for change in join(one.change for one in written):
+                self.group.apply(change)
+        else:
+            for one in written:
+                replay(self.group, one, one.change)
+        for one in written:
+            self.model.apply(one.entry)
+            self.confirmed |= one.confirms
+            if one.entry.kind == "seek":
+                self.confirmed = {offset for offset in self.confirmed if offset < one.entry.at}
+                self.failures.clear()
+            elif one.entry.kind == "fail":
+                for offset, (attempt, _) in one.entry.offsets.items():
+                    self.failures[offset] = max(attempt, self.failures.get(offset, 0))
+        self.committed += written
+
+    @precondition(lambda self: self.log)
+    @rule(count=st.sampled_from([1, 1_000]))
+    def writes_fail(self, count: int) -> None:
+        """The newest change is refused at once, or all of them fail."""
+        written, self.log = self.log[-count:], self.log[:-count]
+        for one in written:
+            self.model.abort(one.entry)
+            self.group.abort(one.change)
+
+    def crash(self) -> None:
+        self.log = []
+        self.group = GroupCore(
+            **self.checkpoint._asdict(), ack_deadline_us=ACK_DEADLINE, max_in_flight=self.max_in_flight
+        )
+        for one in self.committed:
+            change = one.change
+            replay(self.group, one, SettleChange(change.acked, change.rejected, change.reject_reason, change.retries))
+        self.model.forget()
+        self.attach()
+
+    # what must hold
+
+    @invariant()
+    def everything_shown_agrees(self) -> None:
+        group, model = self.group, self.model
+        assert durable(group, self.end) == [message.durable() for message in model.messages]
+        assert group.rejected == model.rejected
+        assert group.settled_below == model.settled_below()
+        assert group.pending(self.end) == model.count("pending")
+        assert group.in_flight == model.count("in_flight")
+        assert group.to_redeliver == model.count("to_redeliver")
+        for consumer in model.handed_end:
+            assert group.in_flight_of(consumer) == len(model.leased_to(consumer))
+        room = self.max_in_flight > group.in_flight
+        assert group.deliverable(self.end, self.now) == (room and bool(model.available(self.now)))
+        assert group.next_event_us(self.now) == model.next_event(self.now)
+
+    def teardown(self) -> None:
+        """Whatever happened, all that is not settled can still be had, once."""
+        if not hasattr(self, "model"):
+            return
+        self.commit(len(self.log), False)
+        for consumer in sorted(self.model.handed_end):
+            self.group.detach(consumer)
+        self.now += 1_000
+        self.group.attach(0)
+        had: list[int] = []
+        while leases := self.group.take(0, 100, self.end, self.now):
+            ranges = [(lease.first, lease.last) for lease in leases]
+            had += [offset for first, last in ranges for offset in range(first, last + 1)]
+            change = self.group.settle(0, Ack(), ranges, False, self.now).change
+            assert change is not None
+            self.group.apply(change)
+        assert sorted(had) == [n for n, message in enumerate(self.model.messages) if not message.settled]
+        assert self.group.settled_below == self.end
+
+
+def replay(group: GroupCore, written: Written, change: SettleChange) -> None:
+    if written.entry.kind == "seek":
+        group.seek(written.entry.at)
+    elif written.entry.kind == "trim":
+        group.trim(written.entry.at)
+    else:
+        group.apply(change)
+
+
+def durable(group: GroupCore, end: int) -> list[tuple[bool, int, int]]:
+    """(settled, failures, not before) of every message."""
+    state = group.snapshot()
+    found = [(offset < state.settled_below, 0, 0) for offset in range(end)]
+    for first, last in state.settled:
+        found[first : last + 1] = [(True, 0, 0)] * (last - first + 1)
+    for first, last, attempt, not_before in state.retries:
+        found[first : last + 1] = [(False, attempt, not_before)] * (last - first + 1)
+    return found
+
+
+TestGroupAgainstModel = GroupMachine.TestCase
+TestGroupAgainstModel.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

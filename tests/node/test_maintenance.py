@@ -1,0 +1,167 @@
+"""Housekeeping over a disk in memory: what is dead goes, what is alive moves, what is damaged holds nobody up."""
+
+import asyncio
+from dataclasses import replace
+
+from ringpost.node.journal.segment import address_of, offset_of, segment_of, segment_path
+from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.commits import Waiting
+from ringpost.node.shard.log import frame_length
+from tests.node.journal.faulty_files import FaultyFiles
+from tests.node.shard.fakes import Outcomes, batch_of, publish_of, texts_of
+from tests.node.storage_rig import DIRECTORY, Node, config_of
+
+BIG = "x" * 1500
+
+
+async def publish(node: Node, name: str, *texts: str) -> Channel:
+    channel = node.storage.store.find_or_add(name)
+    channel.shard.publish(channel, publish_of(*texts), [].append)
+    await node.committed()
+    return channel
+
+
+async def trim(node: Node, channel: Channel, first: int) -> None:
+    done = Outcomes()
+    channel.shard.trim(channel, first, done)
+    await node.committed()
+    assert done == [None]
+
+
+async def texts(node: Node, name: str) -> list[str]:
+    frames = await node.frames(node.storage.store.find(name))
+    return [text for frame in frames if frame is not None for text in texts_of(frame.body)]
+
+
+async def scattered(node: Node) -> tuple[Channel, Channel]:
+    """Channel "keep" has one small frame in each of a few segments that channel "fill" has filled and left."""
+    for number in range(4):
+        keep = await publish(node, "keep", f"first {number}", f"second {number}")
+        for _ in range(5):
+            fill = await publish(node, "fill", BIG)
+    await trim(node, fill, fill.end_offset)
+    await publish(node, "fill", BIG)
+    for _ in range(2):
+        await node.maintenance.checkpoint()
+    return keep, fill
+
+
+async def reclaimed(node: Node, passes: int = 8) -> list[int]:
+    for _ in range(passes):
+        await node.maintenance.reclaim()
+        await node.maintenance.checkpoint()
+        await publish(node, "fill", "goes on")
+    return [segment.number for segment in node.storage.journal.segments()]
+
+
+async def test_segments_with_little_alive_are_rewritten_and_go() -> None:
+    files = FaultyFiles()
+    node = await Node.open(files, config_of(max_batch_bytes=4096, max_message_bytes=4096))
+    keep, _ = await scattered(node)
+    old = {segment_of(row.address) for row in keep.index.rows(0, 4)}
+    assert len(old) == 4
+    segments = await reclaimed(node)
+    assert not old.intersection(segments[:-1])
+    expected = [f"{word} {number}" for number in range(4) for word in ("first", "second")]
+    assert await texts(node, "keep") == expected
+    assert keep.stored_bytes == sum(row.length for row in keep.index.rows(0, 4))
+    await node.close()
+    again = await Node.open(files)
+    assert again.storage.quarantined == []
+    assert await texts(again, "keep") == expected
+    await again.close()
+
+
+async def test_a_frame_of_which_a_part_is_trimmed_is_rewritten_too() -> None:
+    """Otherwise its segment would be chosen for ever, and no other."""
+    node = await Node.open(FaultyFiles(), config_of(max_batch_bytes=4096, max_message_bytes=4096))
+    keep, _ = await scattered(node)
+    oldest = segment_of(keep.index.row(0).address)
+    await trim(node, keep, 1)
+    segments = await reclaimed(node)
+    assert oldest not in segments
+    assert (await texts(node, "keep"))[:2] == ["first 0", "second 0"]
+    await node.close()
+
+
+async def test_a_damaged_frame_stays_and_does_not_hold_up_the_others() -> None:
+    files = FaultyFiles()
+    node = await Node.open(files, config_of(max_batch_bytes=4096, max_message_bytes=4096))
+    keep, _ = await scattered(node)
+    rows = keep.index.rows(0, 4)
+    files.flip(segment_path(DIRECTORY, segment_of(rows[0].address)), offset_of(rows[0].address) + 115, 0)
+    segments = await reclaimed(node)
+    assert segment_of(rows[0].address) in segments
+    assert not {segment_of(row.address) for row in rows[1:]}.intersection(segments[:-1])
+    await node.close()
+
+
+async def test_nothing_is_reclaimed_while_a_shard_is_damaged() -> None:
+    """What follows the damage is in no index, and may be all that an operator can still save."""
+    node = await Node.open(FaultyFiles(), config_of(max_batch_bytes=4096, max_message_bytes=4096))
+    await scattered(node)
+    before = node.storage.journal.segments()
+    node.storage.store.shards[0].quarantined = "rotten"
+    end = node.storage.journal.end
+    await node.maintenance.reclaim()
+    assert node.storage.journal.segments() == before
+    assert node.storage.journal.end == end
+    node.storage.store.shards[0].quarantined = ""
+    await node.maintenance.reclaim()
+    assert node.storage.journal.segments() != before
+    await node.close()
+
+
+async def test_a_segment_that_only_an_old_checkpoint_knows_is_forgotten() -> None:
+    """Deleted before a power cut that left the checkpoint whose rows still point there."""
+    node = await Node.open(FaultyFiles())
+    await scattered(node)
+    assert 1 not in await reclaimed(node)
+    ledger = node.storage.store.log.ledger
+    ledger.add(address_of(1, 64), 100)
+    ledger.drop(address_of(1, 64), 100)
+    await node.maintenance.reclaim()
+    assert 1 not in ledger.dead(node.storage.journal.durable, segment_of(node.storage.journal.end))
+    await node.close()
+
+
+async def test_retention_goes_on_behind_a_channel_that_cannot_be_read() -> None:
+    files = FaultyFiles()
+    config = config_of(tail_cache_bytes=0)
+    node = await Node.open(files, config)
+    store = node.storage.store
+    for name, age_ms in (("a", 3_600_000), ("b", 1)):
+        store.add(name, ChannelLimits(retention_age_ms=age_ms), Outcomes())
+        await publish(node, name, "old")
+    a, b = store.find("a"), store.find("b")
+    row = a.index.row(0)
+    files.flip(segment_path(DIRECTORY, segment_of(row.address)), offset_of(row.address) + 115, 0)
+    a.limits = replace(a.limits, retention_messages=1)
+    await publish(node, "a", "new")
+    while not b.first_offset:
+        await node.maintenance.retain()
+        await node.committed()
+    assert a.first_offset == 1, "by number, for which nothing is read"
+    assert b.first_offset == 1
+    assert any("damaged" in what for what in node.damages)
+    assert row.length == frame_length(batch_of("old"))
+    await node.close()
+
+
+async def test_a_checkpoint_is_written_only_when_all_that_it_knows_is_durable() -> None:
+    """Producers and groups are in it from their append on."""
+    files = FaultyFiles()
+    node = await Node.open(files)
+    await publish(node, "a", "x")
+    commits = node.storage.store.log.commits
+    far = node.storage.journal.end + (1 << 40)
+    commits.add(Waiting(far, None, 0, 0, Outcomes(), ()))
+    writing = asyncio.ensure_future(node.maintenance.checkpoint())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    assert not [path for path in files.paths() if "checkpoint-" in path]
+    commits.durable(far + 1)
+    await writing
+    assert [path for path in files.paths() if "checkpoint-" in path]
+    await node.close()

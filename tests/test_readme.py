@@ -1,0 +1,84 @@
+"""The README's first five minutes, run as they are printed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+FIVE_MINUTES = README.read_text().split("\n## The first five minutes\n")[1].split("\n## ")[0]
+BLOCKS = [(m[1], m[2]) for m in re.finditer(r"^```(\w*)\n(.*?)^```$", FIVE_MINUTES, re.MULTILINE | re.DOTALL)]
+PRINTED_ADDRESS = "localhost:7400"
+SECONDS = 60
+
+
+def commands() -> list[str]:
+    """The lines for the shell, in their order."""
+    return [line for language, text in BLOCKS if not language for line in text.splitlines() if line]
+
+
+def snippet() -> str:
+    (text,) = [text for language, text in BLOCKS if language == "python"]
+    assert text.count(PRINTED_ADDRESS) == 1
+    return text
+
+
+def run_snippet(address: str) -> list[str]:
+    program = snippet().replace(PRINTED_ADDRESS, address)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+class Shell:
+    """Runs commands as a person's shell in the activated environment would, on a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.env = {**os.environ, "PATH": path, "RINGPOST_HOME": str(home)}
+        self.env.pop("RINGPOST_ADDR", None)
+
+    def run(self, line: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", line], env=self.env, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def begin(self, line: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(["bash", "-c", f"exec {line}"], env=self.env, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_python_program_ends_however_often_it_is_run(ringpost_broker: Any) -> None:
+    for first in (0, 10):
+        printed = run_snippet(ringpost_broker.address)
+        orders = [f"{first + n} b'order {n}'" for n in range(10)]
+        assert [line for line in printed if "order" in line] == orders
+        assert any(line.endswith(" quorum") for line in printed)
+
+
+def test_the_commands_work_in_their_order(tmp_path: Path) -> None:
+    setup, up, sub, pub, verify, down = commands()
+    assert setup.startswith("make setup && source .venv/bin/activate")
+    shell = Shell(tmp_path)
+    # Whoever runs the tests may have a node of their own on the usual port.
+    serves = shell.run(up.replace("ringpost up", "ringpost up --port 0"))
+    found = re.search(r"127\.0\.0\.1:\d+", serves)
+    try:
+        assert found
+        shell.env["RINGPOST_ADDR"] = found[0]
+        with shell.begin(sub) as waiting:
+            assert " offset 0 " in shell.run(pub)
+            assert waiting.stdout is not None
+            assert '"data": "hello"' in waiting.stdout.readline()
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.wait(SECONDS) == 130
+        assert "OK: every promise was kept" in shell.run(verify.replace("--seconds 10", "--seconds 3"))
+        assert len(run_snippet(found[0])) >= 11
+    finally:
+        shell.run(down)
