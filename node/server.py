@@ -37,6 +37,7 @@ from ringpost.v1 import channel_pb2, cluster_pb2, group_pb2, message_pb2
 from ringpost.v1.cluster_pb2 import NodeState
 
 _ENVELOPE_BYTES = 64 << 10  # what a request may have beside its batch
+_STREAM_WINDOW_BYTES = 1 << 20  # what gRPC takes in of a stream before the node reads it
 _BEAT_INTERVAL_S = 0.5
 _COME_BACK_MS = 500
 
@@ -261,6 +262,10 @@ def server_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Left to itself, gRPC widens a stream's window with its estimate of bandwidth times delay, which on a busy
+        # machine is many MiB a stream: memory that a client takes by not reading its answers.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _STREAM_WINDOW_BYTES),
     ]
     if config.connection_age_max_s:
         options += [

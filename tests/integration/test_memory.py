@@ -47,7 +47,7 @@ FLAGS = (
 SLACK = 80 * MIB
 MORE_MAX = TAIL_CACHE + COLD_CACHE + UNANSWERED + SLACK
 DEAF = 16  # producers that read no answers
-STREAM_WINDOW = 6 * MIB  # what gRPC takes in of a stream that the node does not read: 4 MiB, and its parts
+STREAM_WINDOW = 2 * MIB  # what gRPC takes in of a stream that the node does not read: 1 MiB, and its parts
 SHARE_MIN = 0.35  # of the rate without the bad client; two cores are shared with the bad client's own work
 ROUNDS = 3
 
