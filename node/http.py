@@ -183,6 +183,7 @@ class _Server(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             deadline.cancel()
+            deadline.join()  # at once: it waits for nothing any more
             with self._lock:
                 self._open.discard(request)
             self._slots.release()
