@@ -77,6 +77,7 @@ class About:
             ),
             quarantined_shards=[shard.number for shard in store.shards if shard.quarantined],
             disk=_DISK_WORDS[store.disk_state],
+            lost_messages=store.lost_messages,
         )
 
     def stats(self) -> Stats:

@@ -91,7 +91,9 @@ class Config:
     reclaim_interval_s: int = option(30, _JOURNAL, "Time between retention and reclaim runs.", low=1, high=86_400)
     scrub_bytes_per_s: int = option(4 * MIB, _JOURNAL, "Rate of reading stored frames to find damage; 0: off.")
     cold_read_threads: int = option(2, _JOURNAL, "Threads that read what is not cached.", low=1, high=64)
-    accept_loss: bool = option(False, _JOURNAL, "Start with what is left of damaged shards. Messages are lost.")
+    accept_loss: bool = option(
+        False, _JOURNAL, "Start with what is left of damaged shards. What is damaged is lost, and logged."
+    )
 
     disk_warn_fraction: float = option(0.85, _DISK, "Used part of the disk at which to warn.", high=1)
     disk_refuse_fraction: float = option(0.92, _DISK, "Used part at which publishes are refused.", high=1)

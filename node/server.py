@@ -85,8 +85,10 @@ class Server:
             view = await self.coordination.start(NodeRef(config.node, address))
             self.storage.store.lead(view, config.node)
             self.about.address = address
-            if self.storage.quarantined and config.accept_loss:
-                await self.maintenance.checkpoint()  # from here on recovery never meets the damage again
+            if self.storage.losses:
+                # From here on recovery never meets the damage again, whichever of the two it begins with.
+                await self.maintenance.checkpoint()
+                await self.maintenance.checkpoint()
             await self.maintenance.watch_disk()
             await self._grpc.start()
         except BaseException:

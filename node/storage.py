@@ -27,6 +27,7 @@ from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.replay import Replay
+from ringpost.node.shard.salvage import Loss, Salvage
 from ringpost.node.shard.settlements import Settlements
 from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.snapshot import unpack
@@ -34,6 +35,9 @@ from ringpost.node.shard.store import Store, StoreLimits
 
 UNREADABLE = (IdentityError, CheckpointDamaged, UnknownFormat)
 """Why a data directory may be refused; the message is for the operator."""
+
+# More lines of one kind at once than the log lets through would not be seen.
+_LOSSES_A_LINE, _LOSSES_LOGGED_MAX = 100, 1_500
 
 
 def now_us() -> int:
@@ -43,7 +47,10 @@ def now_us() -> int:
 
 @dataclass
 class Storage:
-    """An open data directory. `quarantined` are the shards that recovery found damaged."""
+    """An open data directory. `quarantined` are the shards that recovery found damaged.
+
+    `losses` are what `accept_loss` went on without: once; a checkpoint then leads around the damage.
+    """
 
     directory: Path
     files: Files
@@ -58,6 +65,7 @@ class Storage:
     report: RecoveryReport
     quarantined: list[Shard]
     missing_segments: list[int]
+    losses: list[Loss]
 
     def close(self) -> None:
         """Writes what waits and gives the directory free. Blocks."""
@@ -124,13 +132,15 @@ class Opener:
         journal = self._journal(identity, reserve)
         store = Store(self._log(journal), store_limits(config), shard_count=identity.shard_count, node=config.node)
         checkpoints = CheckpointStore(directory, self._files)
-        report, quarantined = self._recover(store, checkpoints, identity.directory_id)
+        replay = Salvage(store) if config.accept_loss else Replay(store)
+        report, quarantined = self._recover(replay, store, checkpoints, identity.directory_id)
         journal.start(report.end)
         for segment in journal.segments():
             store.log.ledger.begin(segment.number)
         reader = ColdReader(journal.read, config.cold_read_threads)
         reading = Reading(store.log.cache, partial(_fetch, reader), self._channel_damaged)
         policy = DiskPolicy(config.disk_warn_fraction, config.disk_refuse_fraction, config.disk_fail_fraction)
+        missing = self._missing_segments(store, journal)
         return Storage(
             directory=directory,
             files=self._files,
@@ -144,7 +154,8 @@ class Opener:
             disk_policy=policy,
             report=report,
             quarantined=quarantined,
-            missing_segments=self._missing_segments(store, journal),
+            missing_segments=missing,
+            losses=self._accepted(replay, missing),
         )
 
     def _journal(self, identity: Identity, reserve: Reserve) -> Journal:
@@ -177,10 +188,9 @@ class Opener:
         return self._commits_log
 
     def _recover(
-        self, store: Store, checkpoints: CheckpointStore, directory_id: bytes
+        self, replay: Replay, store: Store, checkpoints: CheckpointStore, directory_id: bytes
     ) -> tuple[RecoveryReport, list[Shard]]:
         started = time.monotonic()
-        replay = Replay(store)
         loaded = checkpoints.load()
         for problem in checkpoints.damaged:
             log.error("checkpoint.damaged", problem=problem)
@@ -205,11 +215,18 @@ class Opener:
             torn_bytes_cut=report.cut_bytes,
             quarantined_shards=[shard.number for shard in quarantined],
         )
-        if quarantined and self._config.accept_loss:
-            for shard in quarantined:
-                log.warning("shard.loss_accepted", shard=shard.number, position=shard.position, why=shard.quarantined)
-                shard.quarantined = ""
         return report, quarantined
+
+    @staticmethod
+    def _accepted(replay: Replay, missing: list[int]) -> list[Loss]:
+        """Says what the node goes on without."""
+        if not isinstance(replay, Salvage):
+            return []
+        replay.lose_segments(missing)
+        told = [str(loss) for loss in replay.losses]
+        for start in range(0, min(len(told), _LOSSES_LOGGED_MAX), _LOSSES_A_LINE):
+            log.error("loss.accepted", losses=told[start : start + _LOSSES_A_LINE], of=len(told))
+        return replay.losses
 
     @staticmethod
     def _missing_segments(store: Store, journal: Journal) -> list[int]:

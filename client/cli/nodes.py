@@ -49,6 +49,8 @@ async def info(mq: Client, output: Output) -> None:
     ]
     if found.quarantined_shards:
         rows.append(("quarantined shards", ", ".join(map(str, found.quarantined_shards))))
+    if found.lost_messages:
+        rows.append(("lost messages", f"{found.lost_messages:,}: damaged, given up by --accept-loss, not purged yet"))
     output.details(rows, as_json(found))
 
 

@@ -45,12 +45,11 @@ class Cursor:
         return Wanted(self.offset, min(self._channel.end_offset, self.offset + messages_max) - 1, 0, 0)
 
     def skip_gap(self) -> tuple[int, int] | None:
-        """Moves over what is no longer kept; the missing offsets first..last, None when nothing is missing."""
+        """Moves over what is no longer kept, or lost; the missing offsets first..last, None when nothing is missing."""
         first = self._channel.first_offset
-        if self.offset >= first:
-            return None
-        missing = self.offset, first - 1
-        self.offset = first
+        missing = (self.offset, first - 1) if self.offset < first else self._channel.lost_at(self.offset)
+        if missing is not None:
+            self.offset = missing[1] + 1
         return missing
 
     def sent(self, last: int) -> None:

@@ -11,7 +11,7 @@ from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
 from ringpost.node.errors import NotFound, Unavailable
 from ringpost.node.journal.cache import CachedFrame
-from ringpost.node.journal.index import Row
+from ringpost.node.journal.index import LOST, Row
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.reading import read_ahead
 from ringpost.node.status import known
@@ -89,7 +89,7 @@ class Subscription:
         source, credit = self.source, self.credit
         if source is None or self._reading:
             return None
-        if isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:
+        while isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:
             self.session.gap(self, missing)
         pieces: list[Piece] = []
         key = [self.number]
@@ -183,12 +183,22 @@ class Subscription:
         index = self.channel.index
         number = index.find(wanted.first)
         address = index.row(number).address
+        if address == LOST:
+            self._pass_over(self.channel, wanted)
+            return None
         frame = self._pinned.get(address) or self.hub.reading.cached(address)
         if frame is None:
             self._reading = True
             self.hub.spawn(self._read(self.channel, read_ahead(self.channel, number, wanted.last)))
             return None
         return address, frame
+
+    def _pass_over(self, channel: Channel, wanted: Wanted) -> None:
+        """Lost messages: a group takes them as settled; to a cursor the gap is told when it comes to its turn."""
+        lost = channel.lost_at(wanted.first)
+        if lost is not None and isinstance(self.source, Membership):
+            self.source.sent(min(wanted.last, lost[1]))
+            self.source.group.pass_over(*lost)
 
     async def _read(self, channel: Channel, rows: list[Row]) -> None:
         try:

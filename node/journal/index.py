@@ -1,7 +1,8 @@
 """Where a channel's frames are: one compact row per frame, in offset order.
 
 A row is (base offset, address, frame length), three unsigned 64-bit numbers in one `array`. Offsets are gap-free: a
-row ends where the next begins, and the last one at the channel's next offset, which its owner knows.
+row ends where the next begins, and the last one at the channel's next offset, which its owner knows. A row without a
+frame (address and length 0) stands for offsets whose messages are lost.
 Row numbers count from the oldest row that is kept, so `drop_below` shifts them.
 
 Memory, measured on CPython 3.11: 48 bytes for an empty index (no array is made), 152 bytes with one row, then
@@ -16,6 +17,7 @@ from itertools import accumulate, groupby
 from operator import ge
 from typing import NamedTuple
 
+LOST = 0  # the address of no frame
 _WIDTH = 3  # numbers in a row
 _ROW_BYTES = _WIDTH * 8
 _CHUNK = 256  # rows looked at in one step
@@ -28,6 +30,11 @@ class Row(NamedTuple):
     base: int
     address: int
     length: int
+
+    @property
+    def lost(self) -> bool:
+        """No frame: damage took these messages."""
+        return self.address == LOST
 
 
 class FrameIndex:
@@ -92,7 +99,7 @@ class FrameIndex:
                     yield _rows_of(rows, start, stop)
 
     def bytes_by_segment(self) -> dict[int, int]:
-        """Bytes of all frames, by the segment that they lie in."""
+        """Bytes of all frames, by the segment that they lie in; what is lost lies in none."""
         return {} if self._rows is None else _totals(self._rows, self._head, len(self._rows) // _WIDTH)
 
     def rows_for_bytes(self, size: int, rows_max: int) -> int:
@@ -136,6 +143,22 @@ class FrameIndex:
             return False
         rows[at + 1] = address
         return True
+
+    def lose(self, number: int) -> Row:
+        """The frame of a row is lost; returns the row as it was."""
+        row = self.row(number)
+        assert self._rows is not None, "it has a row"
+        at = (self._head + number) * _WIDTH
+        self._rows[at + 1] = self._rows[at + 2] = LOST
+        return row
+
+    def lost_rows(self) -> Iterator[int]:
+        """The numbers of the rows without a frame, the newest first."""
+        if self._rows is not None:
+            for start, stop, segment in reversed(list(_runs(self._rows, self._head, len(self._rows) // _WIDTH))):
+                if segment == LOST:
+                    lost = (row for row in range(stop - 1, start - 1, -1) if self._rows[row * _WIDTH + 1] == LOST)
+                    yield from (row - self._head for row in lost)
 
     def to_bytes(self) -> bytes:
         """The kept rows, 24 bytes each: base offset, address, length as little-endian u64."""
@@ -204,6 +227,8 @@ def _totals(rows: "array[int]", start: int, stop: int) -> dict[int, int]:
     totals: dict[int, int] = {}
     for at, end, segment in _runs(rows, start, stop):
         totals[segment] = totals.get(segment, 0) + sum(rows[at * _WIDTH + 2 : end * _WIDTH : _WIDTH])
+    if not totals.get(LOST, 1):
+        del totals[LOST]
     return totals
 
 

@@ -54,7 +54,10 @@ class Messages(MessageServiceServicer):
         end = min(channel.end_offset, offset + wanted)
         while offset < end:
             try:
-                frame = await self._reading.frame(channel, channel.index.row(channel.index.find(offset)))
+                row = channel.index.row(channel.index.find(offset))
+                if row.lost and response.messages:
+                    return  # whoever asks for those is told
+                frame = await self._reading.frame(channel, row)
             except LookupError:
                 return  # trimmed meanwhile
             for index, message in enumerate(Batch.FromString(frame.body).messages):

@@ -60,6 +60,7 @@ class Channel:
         "groups",
         "index",
         "limits",
+        "lossy",
         "name",
         "next_limits",
         "next_offset",
@@ -85,6 +86,7 @@ class Channel:
         self.trim_to = 0
         self.stored_bytes = 0
         self.removed = False
+        self.lossy = False  # damage took some of its messages: there are index rows without a frame
         self.index = FrameIndex()
         self.producers: ProducerTable | None = None
         self.groups: dict[str, Group] | None = None
@@ -121,6 +123,32 @@ class Channel:
             return self.index.row(self.index.find(row.base)) == row
         except LookupError:
             return False
+
+    def lost_at(self, offset: int) -> tuple[int, int] | None:
+        """The committed offsets first..last from `offset` on whose messages are lost; None when it is not."""
+        if not self.lossy or not self.first_offset <= offset < self.end_offset:
+            return None
+        number = self.index.find(offset)
+        end = offset
+        while end < self.end_offset and self.index.row(number).lost:
+            number, end = number + 1, self.end_of_row(number)
+        return (offset, min(end, self.end_offset) - 1) if end > offset else None
+
+    def lost_ranges(self) -> list[tuple[int, int]]:
+        """All offsets first..last among the kept whose messages are lost, the newest first."""
+        if not self.lossy:
+            return []
+        rows = ((self.index.row(number).base, self.end_of_row(number) - 1) for number in self.index.lost_rows())
+        return [(max(first, self.first_offset), last) for first, last in rows if last >= self.first_offset]
+
+    def newest(self, count: int) -> int:
+        """The offset of the first of the newest `count` messages that are not lost; may be below 0."""
+        offset = self.end_offset - count
+        for first, last in self.lost_ranges():
+            if last < offset:
+                break
+            offset -= last - first + 1
+        return offset
 
     @property
     def committed_rows(self) -> int:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ringpost.internal.v1.record_pb2 import GroupRecord, SettleRecord
 from ringpost.internal.v1.record_pb2 import Retry as RetryRecord
+from ringpost.node import log
 from ringpost.node.errors import NotFound, RingpostError
 from ringpost.node.groups.changes import Action, Lease, Outcome, Retry, SettleChange, join
 from ringpost.node.groups.core import GroupCore
@@ -150,6 +151,11 @@ class Group:
             reply(verdict.results)
         else:
             self._store(verdict.change, verdict.results, reply)
+
+    def pass_over(self, first: int, last: int) -> None:
+        """Settles messages that are lost, whoever has them."""
+        log.warning("group.lost", channel=self.channel.name, group=self.name, first_offset=first, last_offset=last)
+        self._store(SettleChange(acked=[(first, last)]), [], None)
 
     def _store(self, change: SettleChange, results: Results, reply: SettleReply | None) -> None:
         self.unstored.append((change, results, reply))

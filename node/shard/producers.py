@@ -24,7 +24,7 @@ class Run(NamedTuple):
 
 
 class Producer:
-    """One producer's place in one channel. Invariant: runs ascend and end at `next_sequence`."""
+    """One producer's place in one channel. Invariant: runs ascend and end at or below `next_sequence`."""
 
     __slots__ = ("epoch", "last_time_us", "next_sequence", "runs")
 
@@ -118,6 +118,14 @@ class ProducerTable:
         self._producers[producer] = known
         if epoch == known.epoch and first >= known.next_sequence:
             known.stored(first, count, offset, time_us)
+
+    def lost(self, producer: int, epoch: int, first: int, count: int, time_us: int) -> None:
+        """A stored batch is lost: the producer goes on behind it, and is not told of offsets if it sends it again."""
+        known = self._producers.get(producer)
+        if known is None or epoch > known.epoch:
+            known = self._producers[producer] = Producer(epoch)
+        if epoch == known.epoch and first >= known.next_sequence:
+            known.next_sequence, known.last_time_us = first + count, time_us
 
     def forget_silent(self, now_us: int) -> None:
         """Drops who has been silent for a day."""

@@ -45,6 +45,8 @@ class Reading:
     async def frame(self, channel: Channel, row: Row) -> CachedFrame:
         """One frame, from wherever it is. Raises LookupError when it is gone meanwhile."""
         while True:
+            if row.lost:
+                raise lost(channel, row)
             cached = self.cached(row.address)
             if cached is not None:
                 return cached
@@ -87,13 +89,30 @@ class Reading:
         """Number of the first row of that time or later, right only if nothing was trimmed meanwhile."""
         low, high = 0, channel.committed_rows
         while low < high:
-            middle = (low + high) // 2
-            frame = await self.frame(channel, channel.index.row(middle))
+            middle = readable = (low + high) // 2
+            while readable < high and channel.index.row(readable).lost:
+                readable += 1  # what is lost has no time: it counts as of the time of what follows
+            if readable == high:
+                high = middle
+                continue
+            frame = await self.frame(channel, channel.index.row(readable))
             if frame.time_us < time_us:
-                low = middle + 1
+                low = readable + 1
             else:
                 high = middle
         return low
+
+
+def lost(channel: Channel, row: Row) -> DataLoss:
+    """What a reader is told of messages that damage took."""
+    first = max(row.base, channel.first_offset)
+    _, last = channel.lost_at(first) or (first, first)
+    return DataLoss(
+        f"channel {channel.name!r}: the messages at offsets {first} to {last} are lost; they were damaged on disk, "
+        "and the node was told to go on without them (accept_loss)",
+        reason="MESSAGES_LOST",
+        metadata={"channel": channel.name, "offset": str(first), "next_offset": str(last + 1)},
+    )
 
 
 def read_ahead(channel: Channel, row_number: int, last: int) -> list[Row]:
@@ -102,7 +121,8 @@ def read_ahead(channel: Channel, row_number: int, last: int) -> list[Row]:
     size = 0
     for number in range(row_number, len(channel.index)):
         row = channel.index.row(number)
-        if rows and (row.base > last or row.base >= channel.end_offset or size + row.length > READ_AHEAD_BYTES):
+        beyond = row.base > last or row.base >= channel.end_offset or row.lost
+        if rows and (beyond or size + row.length > READ_AHEAD_BYTES):
             break
         rows.append(row)
         size += row.length

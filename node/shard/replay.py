@@ -36,6 +36,9 @@ class Damaged(Protocol):
     def address(self) -> int: ...
 
     @property
+    def length(self) -> int: ...
+
+    @property
     def shard(self) -> int | None: ...
 
     @property
@@ -90,14 +93,25 @@ class Replay:
         problem = self._chain_problem(shard, header, body_ok)
         if problem is None:
             problem = self._apply(shard, header, address, body)
-        if problem is not None:
-            self._quarantine(shard, address, problem)
+        if problem is not None and not self._step_over(shard, header, address, body if body_ok else None, problem):
             return
         shard.position = shard.committed = header.position
         shard.last_crc = shard.committed_crc = header.header_crc
         shard.started_epoch = shard.epoch = header.epoch
         shard.last_time_us = max(shard.last_time_us, header.time_us)
         self._last_address[shard.number] = address
+
+    def _step_over(
+        self,
+        shard: Shard,
+        header: Header,  # noqa: ARG002  # for who does go on
+        address: int,
+        body: bytes | memoryview | None,  # noqa: ARG002
+        problem: str,
+    ) -> bool:
+        """Whether the shard goes on behind a frame that does not fit. `body` None: it is damaged."""
+        self._quarantine(shard, address, problem)
+        return False
 
     @staticmethod
     def _chain_problem(shard: Shard, header: Header, body_ok: bool) -> str | None:
@@ -122,7 +136,7 @@ class Replay:
             old = channel.index.row(channel.index.find(header.base_offset))
         except LookupError:
             return
-        if old.base != header.base_offset:
+        if old.base != header.base_offset or old.lost:
             return
         if not body_ok:
             self._quarantine(shard, address, f"the rewritten frame with position {header.position} is damaged")
@@ -234,6 +248,7 @@ def load_channel(shard: Shard, row: ChannelSnapshot) -> Channel:
         for segment, length in channel.index.bytes_by_segment().items():
             channel.stored_bytes += length
             shard.log.ledger.add_bytes(segment, length)
+        channel.lossy = any(True for _ in channel.index.lost_rows())
     for group in row.groups:
         channel.add_group(load_group(channel, group))
     if row.producers:

@@ -11,10 +11,10 @@ def keep_from_by_size(channel: Channel, rows_max: int = _ROWS_PER_PASS) -> int:
 
     Bytes let go at most `rows_max` frames at once: the event loop must not stand still. The next pass goes on.
     """
-    first, end = channel.first_offset, channel.end_offset
+    first = channel.first_offset
     limits = channel.limits
     if limits.retention_messages:
-        first = max(first, end - limits.retention_messages)
+        first = max(first, channel.newest(limits.retention_messages))
     if limits.retention_bytes:
         excess = channel.stored_bytes - limits.retention_bytes
         count = min(channel.index.rows_for_bytes(excess, rows_max), channel.committed_rows)
@@ -39,7 +39,10 @@ class AgeRetention:
         first, oldest_us = self._oldest.get(channel, (-1, 0))
         if first != channel.first_offset:
             first = channel.first_offset
-            row = channel.index.row(channel.index.find(first))
+            lost = channel.lost_at(first)
+            if lost is not None and lost[1] + 1 >= channel.end_offset:
+                return first  # nothing is left that has a time
+            row = channel.index.row(channel.index.find(first if lost is None else lost[1] + 1))
             oldest_us = (await self._reading.frame(channel, row)).time_us
             self._oldest[channel] = (first, oldest_us)
         if oldest_us + age_us >= now_us:

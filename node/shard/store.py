@@ -41,6 +41,7 @@ class Store:
         self.disk_state = DiskState.OK
         # The last segment that there is surely disk space for. Publishes leave it to acks, trims and rewriting.
         self.segment_max = 1 << 32
+        self.lossy: set[Channel] = set()  # channels that damage took messages of
         self.retaining: set[Channel] = set()  # channels that let messages go by themselves
         self._names: dict[str, Channel] = {}
         self._sorted: list[str] = []
@@ -127,6 +128,8 @@ class Store:
         """Makes a channel known by its name."""
         self._names[channel.name] = channel
         self._unsorted.append(channel.name)
+        if channel.lossy:
+            self.lossy.add(channel)
         self.note_limits(channel)
 
     def note_limits(self, channel: Channel) -> None:
@@ -139,11 +142,17 @@ class Store:
     def exclude(self, channel: Channel) -> None:
         """The opposite."""
         self.retaining.discard(channel)
+        self.lossy.discard(channel)
         if self._names.get(channel.name) is channel:
             del self._names[channel.name]
             self._tidy()
             at = bisect_left(self._sorted, channel.name)
             del self._sorted[at]
+
+    @property
+    def lost_messages(self) -> int:
+        """Offsets among the kept whose messages damage took."""
+        return sum(last - first + 1 for channel in self.lossy for first, last in channel.lost_ranges())
 
     def check_disk(self) -> None:
         """Raises Exhausted when the disk is too full for more messages."""

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/cluster.proto\x12\x0bringpost.v1\"$\n\x10GetRoutesRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x9c\x01\n\x11GetRoutesResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04view\x18\x02 \x01(\x04\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\'\n\x06shards\x18\x04 \x03(\x0b\x32\x17.ringpost.v1.ShardRoute\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.ringpost.v1.NodeAddress\"J\n\nShardRoute\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\",\n\x0bNodeAddress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x10\n\x0eGetNodeRequest\"6\n\x0fGetNodeResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.ringpost.v1.NodeInfo\"\xc7\x03\n\x08NodeInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.ringpost.v1.NodeState\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x04\x12\x17\n\x0fstarted_time_us\x18\x06 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x12\n\ndurability\x18\x08 \x01(\t\x12\x15\n\rchannel_count\x18\t \x01(\x04\x12\x13\n\x0bgroup_count\x18\n \x01(\x04\x12\x1a\n\x12subscription_count\x18\x0b \x01(\x04\x12\x15\n\rjournal_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eresident_bytes\x18\r \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x0e \x01(\x01\x12\x1a\n\x12published_messages\x18\x0f \x01(\x04\x12\x1a\n\x12\x64\x65livered_messages\x18\x10 \x01(\x04\x12\'\n\x06limits\x18\x11 \x01(\x0b\x32\x17.ringpost.v1.NodeLimits\x12\x1a\n\x12quarantined_shards\x18\x12 \x03(\r\x12\x0c\n\x04\x64isk\x18\x13 \x01(\t\"z\n\nNodeLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_batch_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12max_batch_messages\x18\x03 \x01(\r\x12\x1c\n\x14\x61uto_create_channels\x18\x04 \x01(\x08*q\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x32\xa2\x01\n\x0e\x43lusterService\x12J\n\tGetRoutes\x12\x1d.ringpost.v1.GetRoutesRequest\x1a\x1e.ringpost.v1.GetRoutesResponse\x12\x44\n\x07GetNode\x12\x1b.ringpost.v1.GetNodeRequest\x1a\x1c.ringpost.v1.GetNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/cluster.proto\x12\x0bringpost.v1\"$\n\x10GetRoutesRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x9c\x01\n\x11GetRoutesResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04view\x18\x02 \x01(\x04\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\'\n\x06shards\x18\x04 \x03(\x0b\x32\x17.ringpost.v1.ShardRoute\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.ringpost.v1.NodeAddress\"J\n\nShardRoute\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\",\n\x0bNodeAddress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x10\n\x0eGetNodeRequest\"6\n\x0fGetNodeResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.ringpost.v1.NodeInfo\"\xde\x03\n\x08NodeInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.ringpost.v1.NodeState\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x04\x12\x17\n\x0fstarted_time_us\x18\x06 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x12\n\ndurability\x18\x08 \x01(\t\x12\x15\n\rchannel_count\x18\t \x01(\x04\x12\x13\n\x0bgroup_count\x18\n \x01(\x04\x12\x1a\n\x12subscription_count\x18\x0b \x01(\x04\x12\x15\n\rjournal_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eresident_bytes\x18\r \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x0e \x01(\x01\x12\x1a\n\x12published_messages\x18\x0f \x01(\x04\x12\x1a\n\x12\x64\x65livered_messages\x18\x10 \x01(\x04\x12\'\n\x06limits\x18\x11 \x01(\x0b\x32\x17.ringpost.v1.NodeLimits\x12\x1a\n\x12quarantined_shards\x18\x12 \x03(\r\x12\x0c\n\x04\x64isk\x18\x13 \x01(\t\x12\x15\n\rlost_messages\x18\x14 \x01(\x04\"z\n\nNodeLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_batch_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12max_batch_messages\x18\x03 \x01(\r\x12\x1c\n\x14\x61uto_create_channels\x18\x04 \x01(\x08*q\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x32\xa2\x01\n\x0e\x43lusterService\x12J\n\tGetRoutes\x12\x1d.ringpost.v1.GetRoutesRequest\x1a\x1e.ringpost.v1.GetRoutesResponse\x12\x44\n\x07GetNode\x12\x1b.ringpost.v1.GetNodeRequest\x1a\x1c.ringpost.v1.GetNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=1017
-  _globals['_NODESTATE']._serialized_end=1130
+  _globals['_NODESTATE']._serialized_start=1040
+  _globals['_NODESTATE']._serialized_end=1153
   _globals['_GETROUTESREQUEST']._serialized_start=42
   _globals['_GETROUTESREQUEST']._serialized_end=78
   _globals['_GETROUTESRESPONSE']._serialized_start=81
@@ -46,9 +46,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETNODERESPONSE']._serialized_start=379
   _globals['_GETNODERESPONSE']._serialized_end=433
   _globals['_NODEINFO']._serialized_start=436
-  _globals['_NODEINFO']._serialized_end=891
-  _globals['_NODELIMITS']._serialized_start=893
-  _globals['_NODELIMITS']._serialized_end=1015
-  _globals['_CLUSTERSERVICE']._serialized_start=1133
-  _globals['_CLUSTERSERVICE']._serialized_end=1295
+  _globals['_NODEINFO']._serialized_end=914
+  _globals['_NODELIMITS']._serialized_start=916
+  _globals['_NODELIMITS']._serialized_end=1038
+  _globals['_CLUSTERSERVICE']._serialized_start=1156
+  _globals['_CLUSTERSERVICE']._serialized_end=1318
 # @@protoc_insertion_point(module_scope)

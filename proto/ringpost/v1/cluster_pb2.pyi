@@ -237,6 +237,7 @@ class NodeInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     QUARANTINED_SHARDS_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
+    LOST_MESSAGES_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Its stable id."""
     cluster_id: _builtins.str
@@ -271,6 +272,10 @@ class NodeInfo(_message.Message):
     """Messages sent to subscribers since the start."""
     disk: _builtins.str
     """"ok", "warn", "refusing publishes" or "failed"."""
+    lost_messages: _builtins.int
+    """Offsets, among those that are kept, whose messages damage took and that it was told to go on without. Subscribers
+    get a Gap for them, GetMessages answers DATA_LOSS MESSAGES_LOST. Purging them or deleting the channel ends it.
+    """
     @_builtins.property
     def limits(self) -> Global___NodeLimits:
         """What it accepts."""
@@ -301,10 +306,11 @@ class NodeInfo(_message.Message):
         limits: Global___NodeLimits | None = ...,
         quarantined_shards: _abc.Iterable[_builtins.int] | None = ...,
         disk: _builtins.str = ...,
+        lost_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "channel_count", b"channel_count", "cluster_id", b"cluster_id", "cpu_seconds", b"cpu_seconds", "delivered_messages", b"delivered_messages", "disk", b"disk", "durability", b"durability", "group_count", b"group_count", "journal_bytes", b"journal_bytes", "limits", b"limits", "node", b"node", "published_messages", b"published_messages", "quarantined_shards", b"quarantined_shards", "resident_bytes", b"resident_bytes", "started_time_us", b"started_time_us", "state", b"state", "subscription_count", b"subscription_count", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "channel_count", b"channel_count", "cluster_id", b"cluster_id", "cpu_seconds", b"cpu_seconds", "delivered_messages", b"delivered_messages", "disk", b"disk", "durability", b"durability", "group_count", b"group_count", "journal_bytes", b"journal_bytes", "limits", b"limits", "lost_messages", b"lost_messages", "node", b"node", "published_messages", b"published_messages", "quarantined_shards", b"quarantined_shards", "resident_bytes", b"resident_bytes", "started_time_us", b"started_time_us", "state", b"state", "subscription_count", b"subscription_count", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

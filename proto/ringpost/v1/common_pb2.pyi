@@ -4,7 +4,7 @@ isort:skip_file
 Words and shapes shared by every service of Ringpost.
 
 Conventions of the whole API
-- Offsets are per channel, start at 0, have no gaps and are never reused.
+- Offsets are per channel, start at 0, have no gaps and are never reused; what damage took stays a Gap.
 - Ranges are inclusive at both ends. An "end offset" is the offset that the next message will get.
 - Times are microseconds since 1970-01-01T00:00:00Z (suffix _us); durations are milliseconds (suffix _ms).
 - Channel names: 1 to 255 bytes, tokens separated by ".", each token one or more of A-Z a-z 0-9 _ - : / @ + = ~.

@@ -49,7 +49,7 @@ class MessageServiceServicer:
     def GetMessages(self, request, context):
         """Reads committed messages from an offset on, as many as fit. NOT_FOUND: no such channel. OUT_OF_RANGE: the offset is
         beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
-        are damaged.
+        are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class MessageServiceStub:
     GetMessages: _grpc.UnaryUnaryMultiCallable[_message_pb2.GetMessagesRequest, _message_pb2.GetMessagesResponse]
     """Reads committed messages from an offset on, as many as fit. NOT_FOUND: no such channel. OUT_OF_RANGE: the offset is
     beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
-    are damaged.
+    are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
     """
 
 @_typing.type_check_only
@@ -47,7 +47,7 @@ class MessageServiceAsyncStub(MessageServiceStub):
     GetMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.GetMessagesRequest, _message_pb2.GetMessagesResponse]  # type: ignore[assignment]
     """Reads committed messages from an offset on, as many as fit. NOT_FOUND: no such channel. OUT_OF_RANGE: the offset is
     beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
-    are damaged.
+    are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
     """
 
 class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +61,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_message_pb2.GetMessagesResponse, _abc.Awaitable[_message_pb2.GetMessagesResponse]]:
         """Reads committed messages from an offset on, as many as fit. NOT_FOUND: no such channel. OUT_OF_RANGE: the offset is
         beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
-        are damaged.
+        are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
         """
 
 def add_MessageServiceServicer_to_server(servicer: MessageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

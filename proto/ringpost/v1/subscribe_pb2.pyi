@@ -614,7 +614,9 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):
-    """Offsets that this subscription will not get because retention, a purge or a compaction has removed them."""
+    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, or damage took them
+    and the operator told the node to go on without.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

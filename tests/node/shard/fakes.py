@@ -16,6 +16,7 @@ from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.replay import Replay
+from ringpost.node.shard.salvage import Loss, Salvage
 from ringpost.node.shard.settlements import Settlements
 from ringpost.node.shard.shard import Publish, Shard
 from ringpost.node.shard.snapshot import pack, snapshot_shard, unpack
@@ -49,6 +50,7 @@ class Damage(NamedTuple):
     address: int
     shard: int | None
     what: str
+    length: int = 0
 
 
 class FakeJournal:
@@ -153,6 +155,7 @@ class Rig:
         self.store = Store(self.log, StoreLimits(**limits), shard_count=shards, node="n1")
         self.reads: list[list[tuple[int, int]]] = []
         self.damaged: list[str] = []
+        self.losses: list[Loss] = []
         self.read_error: Exception | None = None
         self.reading = Reading(self.log.cache, self._fetch, lambda channel, what: self.damaged.append(what))
         if epoch:
@@ -234,18 +237,22 @@ def replayed(
     checkpoint: list[ShardSnapshot] | None = None,
     damages: Iterable[Damage] = (),
     broken: frozenset[int] = frozenset(),
+    accept_loss: bool = False,
 ) -> tuple[Rig, list[int]]:
     """A new store from a checkpoint and frames, and which shards are quarantined.
 
-    The bodies of frames at addresses in `broken` are said to be damaged.
+    The bodies of frames at addresses in `broken` are said to be damaged. With `accept_loss` none is quarantined, and
+    `Rig.losses` says what is gone.
     """
     rig = Rig(shards=shards, epoch=0)
-    replay = Replay(rig.store)
+    replay = Salvage(rig.store) if accept_loss else Replay(rig.store)
     if checkpoint is not None:
         replay.load(checkpoint)
     for frame in frames:
         replay.visit(frame.decoded, frame.address, frame.body, frame.address not in broken)
     quarantined = replay.finish(tuple(damages))
+    if isinstance(replay, Salvage):
+        rig.losses = replay.losses
     return rig, [shard.number for shard in quarantined]
 
 
