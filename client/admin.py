@@ -7,6 +7,7 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 
+from ringpost.client.checks import check_name, text_bytes
 from ringpost.client.connection import Backoff, Connections
 from ringpost.client.errors import RingpostError, from_rpc_error
 from ringpost.v1 import (
@@ -109,18 +110,21 @@ class Channels:
 
         Raises `AlreadyExists`, `InvalidRequest`.
         """
+        check_name("name", name)
         request = channel_pb2.AddChannelRequest(name=name, config=config)
         answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).AddChannel, request)
         return answer.channel
 
     async def get(self, name: str) -> channel_pb2.ChannelInfo:
         """Raises `NotFound`."""
+        check_name("name", name)
         request = channel_pb2.GetChannelRequest(name=name)
         answer = await self._caller.read(lambda c: channel_pb2_grpc.ChannelServiceStub(c).GetChannel, request)
         return answer.channel
 
     async def list(self, prefix: str = "") -> AsyncIterator[channel_pb2.ChannelInfo]:
         """The channels whose names begin so, in the order of their names; fetched page by page."""
+        text_bytes("prefix", prefix)
         token = ""
         while True:
             request = channel_pb2.ListChannelsRequest(prefix=prefix, page_size=_PAGE, page_token=token)
@@ -133,18 +137,21 @@ class Channels:
 
     async def set(self, name: str, config: channel_pb2.ChannelConfig) -> channel_pb2.ChannelInfo:
         """Changes what `config` has set. Raises `NotFound`, `InvalidRequest`."""
+        check_name("name", name)
         request = channel_pb2.SetChannelRequest(name=name, config=config)
         answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).SetChannel, request)
         return answer.channel
 
     async def purge(self, name: str, before_offset: int | None = None) -> channel_pb2.ChannelInfo:
         """Removes the messages below the offset; None: all that are there now. Raises `NotFound`, `OutOfRange`."""
+        check_name("name", name)
         request = channel_pb2.PurgeChannelRequest(name=name, before_offset=before_offset)
         answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).PurgeChannel, request)
         return answer.channel
 
     async def delete(self, name: str) -> None:
         """Removes the channel with its messages and groups. Raises `NotFound`."""
+        check_name("name", name)
         request = channel_pb2.DeleteChannelRequest(name=name)
         await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).DeleteChannel, request)
 
@@ -167,18 +174,23 @@ class Groups:
 
         Raises `AlreadyExists`, `NotFound`, `OutOfRange`.
         """
+        check_name("channel", channel)
+        check_name("name", name)
         request = group_pb2.AddGroupRequest(channel=channel, name=name, start=start_of(start), config=config)
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).AddGroup, request)
         return answer.group
 
     async def get(self, channel: str, name: str) -> group_pb2.GroupInfo:
         """Raises `NotFound`."""
+        check_name("channel", channel)
+        check_name("name", name)
         request = group_pb2.GetGroupRequest(channel=channel, name=name)
         answer = await self._caller.read(lambda c: group_pb2_grpc.GroupServiceStub(c).GetGroup, request)
         return answer.group
 
     async def list(self, channel: str = "") -> AsyncIterator[group_pb2.GroupInfo]:
         """The channel's groups, of all channels when it is empty; fetched page by page."""
+        text_bytes("channel", channel)
         token = ""
         while True:
             request = group_pb2.ListGroupsRequest(channel=channel, page_size=_PAGE, page_token=token)
@@ -191,12 +203,16 @@ class Groups:
 
     async def seek(self, channel: str, name: str, to: Start) -> group_pb2.GroupInfo:
         """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`."""
+        check_name("channel", channel)
+        check_name("name", name)
         request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to))
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SeekGroup, request)
         return answer.group
 
     async def delete(self, channel: str, name: str) -> None:
         """Removes the group. Raises `NotFound`."""
+        check_name("channel", channel)
+        check_name("name", name)
         request = group_pb2.DeleteGroupRequest(channel=channel, name=name)
         await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).DeleteGroup, request)
 
@@ -212,6 +228,7 @@ class Messages:
 
         Raises `NotFound`, `OutOfRange`, `DataLoss`.
         """
+        check_name("channel", channel)
         request = message_pb2.GetMessagesRequest(channel=channel, offset=offset, max_messages=max_messages)
         answer = await self._caller.read(lambda c: message_pb2_grpc.MessageServiceStub(c).GetMessages, request)
         return list(answer.messages)
@@ -231,5 +248,7 @@ class Node:
 
     async def routes(self, *channels: str) -> cluster_pb2.GetRoutesResponse:
         """Who owns the shards of these channels; of all shards when none is given."""
+        for channel in channels:
+            check_name("channels", channel)
         request = cluster_pb2.GetRoutesRequest(channels=channels)
         return await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetRoutes, request)

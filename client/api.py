@@ -10,6 +10,7 @@ import grpc
 
 from ringpost.client.admin import Caller, Channels, Groups, Messages, Node, Start, start_of
 from ringpost.client.batch import Publishable, as_bytes, encode_data, encode_message
+from ringpost.client.checks import check_name, text_bytes
 from ringpost.client.connection import Connections, parse_targets
 from ringpost.client.consumer import Consumer
 from ringpost.client.errors import AlreadyExists, Closed, RingpostError
@@ -155,8 +156,10 @@ class Client:
         """Publishes one message and waits until it is stored as durably as asked ("memory", "leader", "quorum").
 
         Waits before that while too much is unanswered. Messages published together travel together.
-        Raises `RingpostError`; unless its `outcome_open` is set, nothing was stored.
+        Raises `RingpostError`; unless its `outcome_open` is set, nothing was stored. `InvalidRequest` at once for what
+        cannot be sent.
         """
+        check_name("channel", channel)
         entry = _encode(data, key, headers, message_id)
         pending = await self._publishing().add_when_room(channel, entry, durability_value(durability))
         return await pending
@@ -174,6 +177,7 @@ class Client:
 
         Raises `BufferFull` when too much is unanswered.
         """
+        check_name("channel", channel)
         entry = _encode(data, key, headers, message_id)
         return self._publishing().add(channel, entry, durability_value(durability))
 
@@ -184,6 +188,7 @@ class Client:
 
         Returns a receipt for each batch that was made of them. Raises the first error; other batches may be stored.
         """
+        check_name("channel", channel)
         return await self._publishing().add_many(channel, messages, durability_value(durability))
 
     async def flush(self) -> None:
@@ -268,6 +273,10 @@ class Client:
         on_gap: Callable[[int, int], None] | None,
     ) -> Consumer:
         self._publishing()
+        check_name("channel", channel)
+        if group is not None and group != "":
+            check_name("group", group)
+        text_bytes("consumer", consumer)
         if window_messages < 1 or window_bytes < 1:
             raise ValueError("prefetch and prefetch_bytes: at least 1")
         if not 1 <= heartbeat_interval <= 300:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
-from ringpost.client.errors import InvalidRequest, Violation
+from ringpost.client.checks import refused, text_bytes
 
 MAX_BATCH_MESSAGES = 65_535
 MAX_KEY_BYTES = 1_024
@@ -81,10 +81,9 @@ def encode_message(
     message_id: str | None = None,
     time_us: int = 0,
 ) -> bytes:
-    """One `messages` entry. Raises `InvalidRequest` naming the field beyond its limit."""
+    """One `messages` entry. Raises `InvalidRequest` naming the field that is of a wrong type or beyond its limit."""
     parts: list[bytes] = []
-    if key:
-        key = key.encode() if isinstance(key, str) else key
+    if key and (key := as_bytes(key, "key")):
         _check("key", len(key), MAX_KEY_BYTES, "bytes")
         parts += (b"\x0a", varint(len(key)), key)
     if data:
@@ -94,18 +93,20 @@ def encode_message(
     if time_us:
         parts += (b"\x20", varint(time_us & 0xFFFF_FFFF_FFFF_FFFF))
     if message_id:
-        name = message_id.encode()
+        name = text_bytes("message_id", message_id)
         _check("message_id", len(name), MAX_MESSAGE_ID_BYTES, "bytes")
         parts += (b"\x2a", varint(len(name)), name)
     return b"".join((b"\x0a", varint(sum(map(len, parts))), *parts))
 
 
 def _encode_headers(headers: Mapping[str, str]) -> bytes:
+    if not isinstance(headers, Mapping):
+        raise refused("headers", f"must be a mapping of str to str, not {type(headers).__name__}")
     _check("headers", len(headers), MAX_HEADERS, "entries")
     parts: list[bytes] = []
     total = 0
     for name, value in headers.items():
-        raw_name, raw_value = name.encode(), value.encode()
+        raw_name, raw_value = text_bytes("headers", name), text_bytes("headers", value)
         total += len(raw_name) + len(raw_value)
         entry = b"".join((b"\x0a", varint(len(raw_name)), raw_name, b"\x12", varint(len(raw_value)), raw_value))
         parts += (b"\x1a", varint(len(entry)), entry)
@@ -115,8 +116,7 @@ def _encode_headers(headers: Mapping[str, str]) -> bytes:
 
 def _check(field: str, size: int, limit: int, unit: str) -> None:
     if size > limit:
-        text = f"has {size:,} {unit}; at most {limit:,}"
-        raise InvalidRequest(f"{field} {text}", violations=[Violation(field, text)], metadata={"limit": str(limit)})
+        raise refused(field, f"has {size:,} {unit}; at most {limit:,}", limit=limit)
 
 
 def encode_any(message: Publishable) -> bytes:
@@ -125,21 +125,21 @@ def encode_any(message: Publishable) -> bytes:
         case bytes():
             return encode_data(message)
         case str():
-            return encode_data(message.encode())
+            return encode_data(as_bytes(message))
         case OutMessage():
             return encode_message(as_bytes(message.data), *message[1:])
         case (key, data):
             return encode_message(as_bytes(data), key)
-    raise TypeError(f"a message is bytes, str, (key, data) or OutMessage, not {type(message).__name__}")
+    raise refused("data", f"a message is bytes, str, (key, data) or OutMessage, not {type(message).__name__}")
 
 
-def as_bytes(data: bytes | str) -> bytes:
-    """Text as UTF-8."""
+def as_bytes(data: bytes | str, field: str = "data") -> bytes:
+    """Text as UTF-8. Raises `InvalidRequest`."""
     if isinstance(data, bytes):
         return data
     if isinstance(data, str):
-        return data.encode()
-    raise TypeError(f"data is bytes or str, not {type(data).__name__}")
+        return text_bytes(field, data)
+    raise refused(field, f"must be bytes or str, not {type(data).__name__}")
 
 
 def encode_batches(messages: Iterable[Publishable], max_bytes: int, max_messages: int) -> Iterable[tuple[bytes, int]]:

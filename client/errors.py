@@ -67,8 +67,8 @@ class RingpostError(Exception):
         )
 
 
-class InvalidRequest(RingpostError):  # noqa: N818
-    """A field of the request is wrong; `violations` say which and why."""
+class InvalidRequest(RingpostError, ValueError):  # noqa: N818
+    """A field of the request, or an argument, is wrong; `violations` say which and why."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "INVALID_ARGUMENT"

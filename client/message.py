@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
+from ringpost.client.checks import refused, text_bytes
 from ringpost.client.errors import DataCorrupted, Precondition
 from ringpost.client.settle import ACK, Action, Leases, Settlement
 from ringpost.v1 import publish_pb2
@@ -36,20 +37,20 @@ class _Settles(ABC):
         """Not done; delivered again after `delay` seconds (at most seven days) with attempt + 1."""
         millis = round(delay * 1000)
         if not 0 <= millis <= MAX_NACK_DELAY_MS:
-            raise ValueError(f"delay: 0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {delay}")
+            raise refused("delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {delay}")
         return self._settle(Action("nack", millis), final=True)
 
     def extend(self, seconds: float = 0.0) -> Settlement:
         """Still working: the lease ends `seconds` from now (1 to 43,200); 0: the group's ack deadline from now."""
         millis = round(seconds * 1000)
         if millis and not MIN_EXTEND_MS <= millis <= MAX_EXTEND_MS:
-            raise ValueError(f"seconds: 0, or 1 to {MAX_EXTEND_MS // 1000:,}, not {seconds}")
+            raise refused("seconds", f"0, or 1 to {MAX_EXTEND_MS // 1000:,}, not {seconds}")
         return self._settle(Action("extend", millis), final=False)
 
     def reject(self, reason: str = "") -> Settlement:
         """Will never be done: settled like an ack and counted as rejected. `reason`: at most 1,024 bytes."""
-        if len(reason.encode()) > MAX_REASON_BYTES:
-            raise ValueError(f"reason: at most {MAX_REASON_BYTES:,} bytes")
+        if len(text_bytes("reason", reason)) > MAX_REASON_BYTES:
+            raise refused("reason", f"at most {MAX_REASON_BYTES:,} bytes")
         return self._settle(Action("reject", 0, reason), final=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from ringpost.client.checks import refused
 from ringpost.client.errors import RingpostError
 from ringpost.v1 import common_pb2, publish_pb2
 
@@ -18,11 +19,11 @@ _DURABILITY_VALUES: dict[str, int] = {name: value for value, name in _DURABILITY
 
 
 def durability_value(name: str) -> int:
-    """The protocol's number for "memory", "leader" or "quorum". Raises `ValueError`."""
+    """The protocol's number for "memory", "leader" or "quorum". Raises `InvalidRequest`."""
     try:
         return _DURABILITY_VALUES[name]
-    except KeyError:
-        raise ValueError(f'durability: "memory", "leader" or "quorum", not {name!r}') from None
+    except (KeyError, TypeError):
+        raise refused("durability", f'must be "memory", "leader" or "quorum", not {name!r}') from None
 
 
 class Receipt(NamedTuple):

@@ -55,9 +55,9 @@ def test_every_shape_is_taken_and_others_are_refused() -> None:
     for shape in (b"d", "d", ("k", b"d"), (None, "d"), OutMessage("d", key="k", time_us=1)):
         (message,) = publish_pb2.Batch.FromString(encode_any(shape)).messages
         assert message.data == b"d"
-    with pytest.raises(TypeError, match="int"):
+    with pytest.raises(InvalidRequest, match="int"):
         encode_any(1)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="list"):
+    with pytest.raises(InvalidRequest, match="list"):
         encode_any(("k", []))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,35 @@
+"""Arguments that no broker would take are refused here, before they can get in the way of others.
+
+What does not fit into the protocol's types must never reach an encoder that many callers share.
+"""
+
+from typing import Final
+
+from ringpost.client.errors import InvalidRequest, Violation
+
+MAX_UINT64: Final = 2**64 - 1
+
+
+def refused(field: str, description: str, **facts: object) -> InvalidRequest:
+    """The error for one wrong argument."""
+    metadata = {name: str(value) for name, value in facts.items()}
+    violations = [Violation(field, description)]
+    return InvalidRequest(f"{field}: {description}", violations=violations, metadata=metadata)
+
+
+def text_bytes(field: str, text: object) -> bytes:
+    """A string as UTF-8. Raises `InvalidRequest` for anything else, and for half a surrogate pair in it."""
+    if not isinstance(text, str):
+        raise refused(field, f"must be a str, not {type(text).__name__}")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise refused(field, f"cannot be UTF-8: {text[error.start]!a} at {error.start}") from None
+
+
+def check_name(field: str, name: object) -> None:
+    """A name that can be sent; what it may hold beyond that the broker knows. Raises `InvalidRequest`."""
+    if isinstance(name, str) and name and name.isascii():
+        return
+    if not text_bytes(field, name):
+        raise refused(field, "is empty")
