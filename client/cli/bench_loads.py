@@ -30,7 +30,7 @@ STAMP_BYTES = _STAMP.size
 
 async def publish(addr: str, load: Load, watch: Watch) -> Result:
     """Producers only. The ack time is of a closed loop, so it says nothing about an unloaded broker."""
-    async with clients(addr, load.producers + 1) as (control, *others), scratch(control, load) as names:
+    async with clients(addr, load.producers + 1) as (control, *others), scratch(control, load, others) as names:
         producers = [Producer(mq, load, names) for mq in others]
         meter = Meter(control)
         await meter.start()
@@ -43,7 +43,7 @@ async def subscribe(addr: str, load: Load, watch: Watch, group: bool) -> Result:
     """First fills the channels, unmeasured; then measures how fast they are read from the start."""
     async with (
         clients(addr, load.producers + 2) as (control, reader, *others),
-        scratch(control, load) as names,
+        scratch(control, load, [reader, *others]) as names,
     ):
         filled = await produce([Producer(mq, load, names) for mq in others], load, watch)
         tally = Tally()
@@ -60,7 +60,7 @@ async def both(addr: str, load: Load, watch: Watch, group: bool) -> Result:
     """Producers and one live reader of each channel at the same time, as fast as they can."""
     async with (
         clients(addr, load.producers + 2) as (control, reader, *others),
-        scratch(control, load) as names,
+        scratch(control, load, [reader, *others]) as names,
     ):
         tally = Tally()
         meter = Meter(control)
@@ -75,7 +75,10 @@ async def both(addr: str, load: Load, watch: Watch, group: bool) -> Result:
 
 async def fan_out(addr: str, load: Load, watch: Watch) -> Result:
     """One channel, `subscribers` readers of everything. Extra: how far the last is behind the first."""
-    async with clients(addr, load.producers + 2) as (control, reader, *others), scratch(control, load) as names:
+    async with (
+        clients(addr, load.producers + 2) as (control, reader, *others),
+        scratch(control, load, [reader, *others]) as names,
+    ):
         tallies = [Tally() for _ in range(load.subscribers)]
         meter = Meter(control)
         async with reading([_reader(reader, names[0], tally, None) for tally in tallies]):
@@ -93,7 +96,7 @@ async def fan_out(addr: str, load: Load, watch: Watch) -> Result:
 
 async def latency(addr: str, load: Load, watch: Watch) -> Result:
     """Open loop: every message has a time at which it was to be sent, and is measured from that, late or not."""
-    async with clients(addr, 3) as (control, reader, mq), scratch(control, load) as names:
+    async with clients(addr, 3) as (control, reader, mq), scratch(control, load, [reader, mq]) as names:
         acks, deliveries, tally = Samples(), Samples(), Tally()
         note = partial(_note, deliveries)
         meter = Meter(control)

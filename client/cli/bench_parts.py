@@ -4,13 +4,15 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ringpost.client.api import Client, connect
+from ringpost.client.cli.command import PATIENCE
 from ringpost.client.cli.stats import Samples
+from ringpost.client.errors import NotFound
 from ringpost.client.message import MessageBatch
 from ringpost.client.receipts import PendingPublish
 from ringpost.client.subscription import Subscription
@@ -68,8 +70,11 @@ def payloads(size: int) -> list[bytes]:
 
 
 @asynccontextmanager
-async def scratch(mq: Client, load: Load) -> AsyncIterator[list[str]]:
-    """Channels that nobody else uses, deleted afterwards."""
+async def scratch(mq: Client, load: Load, users: Sequence[Client]) -> AsyncIterator[list[str]]:
+    """Channels that nobody but `users` uses, deleted afterwards.
+
+    The users are closed before: what one of them still had on its way would make its channel again.
+    """
     run = os.urandom(5).hex()
     names = [f"bench.{run}.{i}" for i in range(load.channels)]
     try:
@@ -77,15 +82,17 @@ async def scratch(mq: Client, load: Load) -> AsyncIterator[list[str]]:
             await mq.channels.add(name)
         yield names
     finally:
+        await asyncio.gather(*(user.close() for user in users), return_exceptions=True)
         for name in names:
-            await mq.channels.delete(name)
+            with suppress(NotFound):
+                await mq.channels.delete(name)
 
 
 @asynccontextmanager
 async def clients(addr: str, count: int) -> AsyncIterator[list[Client]]:
     """Connections of their own."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(connect(addr)) for _ in range(count)]
+        yield [await stack.enter_async_context(connect(addr, options=PATIENCE)) for _ in range(count)]
 
 
 class Producer:
@@ -101,12 +108,18 @@ class Producer:
     async def run(self, stop: Stop, watch: Watch) -> None:
         """Until `stop` says enough and everything is answered. Raises the first error."""
         window: deque[tuple[float, int, PendingPublish | asyncio.Future[Any]]] = deque()
-        while count := stop.take(self._load.batch):
-            window.append((time.perf_counter(), count, self._publish(count)))
-            while len(window) >= self._load.window or (window and window[0][2].done()):
+        try:
+            while count := stop.take(self._load.batch):
+                window.append((time.perf_counter(), count, self._publish(count)))
+                while len(window) >= self._load.window or (window and window[0][2].done()):
+                    watch(await self._answer(*window.popleft()))
+            while window:
                 watch(await self._answer(*window.popleft()))
-        while window:
-            watch(await self._answer(*window.popleft()))
+        finally:
+            calls = [call for _, _, call in window if isinstance(call, asyncio.Future)]
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
 
     def _publish(self, count: int) -> "PendingPublish | asyncio.Future[Any]":
         channel = self._channels[self._turn % len(self._channels)]

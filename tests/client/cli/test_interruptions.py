@@ -127,6 +127,37 @@ def test_a_subscriber_whose_reader_left_ends_quietly_and_acknowledges_nothing(
     assert cli("group", "info", "int.e", "g", "-o", "json").json["pending"] == 1
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        ["pub", "--batch", "1", "--window", "2000"],
+        ["pub", "--batch", "1000", "--window", "64", "--channels", "4", "--producers", "2"],
+        ["sub", "--batch", "1000", "--window", "64"],
+        ["pubsub", "--batch", "1000", "--window", "64", "--group"],
+        ["fanout", "--batch", "1000", "--window", "64"],
+        ["latency", "--rate", "5000"],
+    ],
+    ids=" ".join,
+)
+def test_an_interrupted_bench_leaves_no_channel_and_no_traceback(
+    ringpost_session_broker: Any, cli: Any, load: list[str]
+) -> None:
+    with begun("bench", *load, "--seconds", "60", addr=ringpost_session_broker.address) as bench:
+        deadline = time.monotonic() + SECONDS
+        while not any(channel["end_offset"] > 1_000 for channel in bench_channels(cli)):
+            assert bench.poll() is None
+            assert time.monotonic() < deadline
+        code, _, err = interrupt(bench)
+    assert code == 130
+    assert "Traceback" not in err
+    assert "never retrieved" not in err
+    assert bench_channels(cli) == []
+
+
+def bench_channels(cli: Any) -> Any:
+    return cli("channel", "ls", "bench.", "-o", "json").json
+
+
 def test_an_existing_group_keeps_its_place_and_says_how_to_move_it(cli: Any) -> None:
     cli("pub", "int.f", "n{n}", "--count", "3")
     first = cli("sub", "int.f", "--group", "g", "--from", "1", "--count", "1", "--text")
