@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias, TypeVar
 
 import grpc
 
-from ringpost.client.checks import check_name, text_bytes
+from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, whole
 from ringpost.client.connection import Backoff, Connections
 from ringpost.client.errors import RingpostError, from_rpc_error
 from ringpost.v1 import (
@@ -24,6 +24,8 @@ from ringpost.v1 import (
 
 _ROLE = "admin"
 _PAGE = 1_000
+_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_MESSAGES = 1_000
 
 Start: TypeAlias = str | int | datetime | common_pb2.Start
 Request = TypeVar("Request")
@@ -35,7 +37,7 @@ Unary: TypeAlias = Callable[[grpc.aio.Channel], "grpc.aio.UnaryUnaryMultiCallabl
 def start_of(place: Start | None) -> common_pb2.Start | None:
     """ "earliest", "latest", an offset, a time (a datetime with a zone) as the protocol's `Start`.
 
-    Raises `ValueError`.
+    Raises `InvalidRequest`.
     """
     match place:
         case None | common_pb2.Start():
@@ -44,11 +46,13 @@ def start_of(place: Start | None) -> common_pb2.Start | None:
             return common_pb2.Start(earliest=True)
         case "latest":
             return common_pb2.Start(latest=True)
-        case int() if place >= 0 and not isinstance(place, bool):
-            return common_pb2.Start(offset=place)
+        case int() if not isinstance(place, bool):
+            return common_pb2.Start(offset=whole("start", place, 0, MAX_UINT64))
         case datetime() if place.tzinfo is not None:
-            return common_pb2.Start(time_us=round(place.timestamp() * 1_000_000))
-    raise ValueError(f'start: "earliest", "latest", an offset from 0 or a datetime with a time zone, not {place!r}')
+            if place < _FIRST_TIME:
+                raise refused("start", f"must not be before 1970: {place}")
+            return common_pb2.Start(time_us=(place - _FIRST_TIME) // timedelta(microseconds=1))
+    raise refused("start", f'must be "earliest", "latest", an offset or a datetime with a time zone, not {place!r}')
 
 
 class Caller:
@@ -145,6 +149,8 @@ class Channels:
     async def purge(self, name: str, before_offset: int | None = None) -> channel_pb2.ChannelInfo:
         """Removes the messages below the offset; None: all that are there now. Raises `NotFound`, `OutOfRange`."""
         check_name("name", name)
+        if before_offset is not None:
+            whole("before_offset", before_offset, 0, MAX_UINT64)
         request = channel_pb2.PurgeChannelRequest(name=name, before_offset=before_offset)
         answer = await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).PurgeChannel, request)
         return answer.channel
@@ -229,6 +235,8 @@ class Messages:
         Raises `NotFound`, `OutOfRange`, `DataLoss`.
         """
         check_name("channel", channel)
+        whole("offset", offset, 0, MAX_UINT64)
+        whole("max_messages", max_messages, 1, _MAX_MESSAGES)
         request = message_pb2.GetMessagesRequest(channel=channel, offset=offset, max_messages=max_messages)
         answer = await self._caller.read(lambda c: message_pb2_grpc.MessageServiceStub(c).GetMessages, request)
         return list(answer.messages)

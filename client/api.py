@@ -10,7 +10,7 @@ import grpc
 
 from ringpost.client.admin import Caller, Channels, Groups, Messages, Node, Start, start_of
 from ringpost.client.batch import Publishable, as_bytes, encode_data, encode_message
-from ringpost.client.checks import check_name, text_bytes
+from ringpost.client.checks import check_name, refused, text_bytes, whole
 from ringpost.client.connection import Connections, parse_targets
 from ringpost.client.consumer import Consumer
 from ringpost.client.errors import AlreadyExists, Closed, RingpostError
@@ -30,6 +30,8 @@ _GROUP_PREFETCH = 1_000
 # What is left for publishing when handlers have used up the time to close.
 _LAST_FLUSH_S = 0.5
 _PREFETCH_BYTES = 8 * 1024 * 1024
+_MAX_WINDOW = 1 << 40
+_MAX_CONCURRENCY = 100_000
 _S = TypeVar("_S", Subscription, HandlerPool)
 
 
@@ -246,10 +248,9 @@ class Client:
         unless the callback settled the message itself; leases are kept meanwhile. Other parameters as `subscription`,
         but `prefetch` in groups is twice max_concurrency. Raises the broker's refusal.
         """
-        if max_concurrency < 1:
-            raise ValueError(f"max_concurrency: at least 1, not {max_concurrency}")
+        whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         if not 0 <= nack_delay * 1000 <= MAX_NACK_DELAY_MS:
-            raise ValueError(f"nack_delay: 0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {nack_delay}")
+            raise refused("nack_delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {nack_delay}")
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
         made = self._consumer(channel, group, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
@@ -277,10 +278,10 @@ class Client:
         if group is not None and group != "":
             check_name("group", group)
         text_bytes("consumer", consumer)
-        if window_messages < 1 or window_bytes < 1:
-            raise ValueError("prefetch and prefetch_bytes: at least 1")
+        whole("prefetch", window_messages, 1, _MAX_WINDOW)
+        whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
         if not 1 <= heartbeat_interval <= 300:
-            raise ValueError(f"heartbeat_interval: 1 to 300 seconds, not {heartbeat_interval}")
+            raise refused("heartbeat_interval", f"1 to 300 seconds, not {heartbeat_interval}")
         request = Request(
             channel=channel,
             group=group or "",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
-from ringpost.client.checks import refused, text_bytes
+from ringpost.client.checks import MAX_TIME_US, MAX_UINT64, refused, text_bytes, whole
 
 MAX_BATCH_MESSAGES = 65_535
 MAX_KEY_BYTES = 1_024
@@ -91,7 +91,7 @@ def encode_message(
     if headers:
         parts.append(_encode_headers(headers))
     if time_us:
-        parts += (b"\x20", varint(time_us & 0xFFFF_FFFF_FFFF_FFFF))
+        parts += (b"\x20", varint(whole("time_us", time_us, -MAX_TIME_US - 1, MAX_TIME_US) & MAX_UINT64))
     if message_id:
         name = text_bytes("message_id", message_id)
         _check("message_id", len(name), MAX_MESSAGE_ID_BYTES, "bytes")

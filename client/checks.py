@@ -8,6 +8,7 @@ from typing import Final
 from ringpost.client.errors import InvalidRequest, Violation
 
 MAX_UINT64: Final = 2**64 - 1
+MAX_TIME_US: Final = 2**63 - 1
 
 
 def refused(field: str, description: str, **facts: object) -> InvalidRequest:
@@ -33,3 +34,12 @@ def check_name(field: str, name: object) -> None:
         return
     if not text_bytes(field, name):
         raise refused(field, "is empty")
+
+
+def whole(field: str, number: object, low: int, high: int) -> int:
+    """A whole number within its bounds. Raises `InvalidRequest`."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise refused(field, f"must be a whole number from {low} to {high}, not {number!r}")
+    if not low <= number <= high:
+        raise refused(field, f"must be {low} to {high}, not {number}", limit=high)
+    return number

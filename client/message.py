@@ -35,17 +35,15 @@ class _Settles(ABC):
 
     def nack(self, delay: float = 0.0) -> Settlement:
         """Not done; delivered again after `delay` seconds (at most seven days) with attempt + 1."""
-        millis = round(delay * 1000)
-        if not 0 <= millis <= MAX_NACK_DELAY_MS:
+        if not 0 <= delay * 1000 <= MAX_NACK_DELAY_MS:
             raise refused("delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {delay}")
-        return self._settle(Action("nack", millis), final=True)
+        return self._settle(Action("nack", round(delay * 1000)), final=True)
 
     def extend(self, seconds: float = 0.0) -> Settlement:
         """Still working: the lease ends `seconds` from now (1 to 43,200); 0: the group's ack deadline from now."""
-        millis = round(seconds * 1000)
-        if millis and not MIN_EXTEND_MS <= millis <= MAX_EXTEND_MS:
+        if seconds and not MIN_EXTEND_MS <= seconds * 1000 <= MAX_EXTEND_MS:
             raise refused("seconds", f"0, or 1 to {MAX_EXTEND_MS // 1000:,}, not {seconds}")
-        return self._settle(Action("extend", millis), final=False)
+        return self._settle(Action("extend", round(seconds * 1000)), final=False)
 
     def reject(self, reason: str = "") -> Settlement:
         """Will never be done: settled like an ack and counted as rejected. `reason`: at most 1,024 bytes."""

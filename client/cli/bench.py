@@ -12,6 +12,8 @@ from ringpost.client.cli.command import addr_option, async_command, output_optio
 from ringpost.client.cli.output import Output, progress
 from ringpost.client.cli.params import DURABILITY, duration, size
 
+_SIZE_MAX = 16 << 20
+
 
 @click.group()
 def bench() -> None:
@@ -61,6 +63,8 @@ def make_load(seconds: float | None, messages: int | None, default_seconds: floa
         raise click.UsageError("Give either --seconds or --messages.")
     if seconds == 0:
         raise click.UsageError("--seconds: above 0.")
+    if rest["size"] > _SIZE_MAX:
+        raise click.UsageError("--size: at most 16MiB.")
     return Load(seconds=0.0 if messages else seconds or default_seconds, messages=messages or 0, **rest)
 
 
@@ -123,7 +127,9 @@ async def fanout(addr: str, output: Output, **options: Any) -> None:
 
 
 @bench.command()
-@click.option("--rate", type=click.FloatRange(min=1), default=1000.0, show_default=True, help="Messages a second.")
+@click.option(
+    "--rate", type=click.FloatRange(1, 10_000_000), default=1000.0, show_default=True, help="Messages a second."
+)
 @click.option("--size", type=size, default="128B", show_default=True, help="Payload, at least 8B.")
 @click.option("--seconds", type=duration, help="Publish so long. [default: 5s]")
 @click.option("--messages", type=click.IntRange(1), help="Publish so many, in place of --seconds.")

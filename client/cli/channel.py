@@ -8,7 +8,7 @@ import click
 from ringpost.client.api import Client
 from ringpost.client.cli.command import Group, output_option, remote
 from ringpost.client.cli.output import Output, confirm, note
-from ringpost.client.cli.params import duration, size
+from ringpost.client.cli.params import OFFSET, duration, size
 from ringpost.client.cli.units import counted, show_bytes, show_seconds, show_time
 from ringpost.v1 import channel_pb2
 
@@ -22,7 +22,7 @@ def limits(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a ChannelConfig."""
     for option in (
         click.option("--max-message", type=size, help="Greatest message; 0: the node's limit."),
-        click.option("--keep-messages", type=click.IntRange(min=0), help="Keep at most so many; 0: all."),
+        click.option("--keep-messages", type=OFFSET, help="Keep at most so many; 0: all."),
         click.option("--keep-bytes", type=size, help="Keep at most so much, such as 10GiB; 0: all."),
         click.option("--keep-age", type=duration, help="Keep messages so long, such as 7d; 0: for ever."),
     ):
@@ -89,7 +89,7 @@ async def set_(mq: Client, name: str, output: Output, **options: Any) -> None:
 
 @channel.command()
 @click.argument("name")
-@click.option("--before", "before_offset", type=click.IntRange(min=0), help="Only messages below this offset.")
+@click.option("--before", "before_offset", type=OFFSET, help="Only messages below this offset.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_option
 @remote()

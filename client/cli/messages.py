@@ -10,6 +10,7 @@ import click
 from ringpost.client.api import Client
 from ringpost.client.cli.command import remote
 from ringpost.client.cli.output import note, write
+from ringpost.client.cli.params import OFFSET
 
 
 def octets(name: str, value: bytes) -> dict[str, str]:
@@ -53,7 +54,7 @@ def msg() -> None:
 
 @msg.command()
 @click.argument("channel")
-@click.argument("offset", type=click.IntRange(min=0))
+@click.argument("offset", type=OFFSET)
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="So many from there on.")
 @click.option("--text", is_flag=True, help="The payload only, byte for byte.")
 @remote()

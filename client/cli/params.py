@@ -6,9 +6,11 @@ from typing import TypeVar
 
 import click
 
+from ringpost.client.checks import MAX_UINT64
 from ringpost.client.cli.units import Place, parse_bytes, parse_duration, parse_place
 
 T = TypeVar("T")
+OFFSET = click.IntRange(0, MAX_UINT64)
 DURABILITY = click.Choice(["memory", "leader", "quorum"])
 
 

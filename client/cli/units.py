@@ -4,10 +4,13 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from ringpost.client.checks import MAX_UINT64
+
 _SIZES = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _SIZES |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power, _letter: 1024**_power}
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST_DAYS = 106_751_991  # as many microseconds as 63 bits hold
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _STEP = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m|h|d)", re.IGNORECASE)
 
@@ -25,17 +28,27 @@ def parse_bytes(text: str) -> int:
     unit = match[2].lower() if match else None
     if match is None or unit not in _SIZES:
         raise ValueError(f"{text!r} is not a size; write 4096, 64KiB or 1.5MB")
-    return round(float(match[1]) * _SIZES[unit])
+    scale = _SIZES[unit]
+    count = int(match[1]) * scale if match[1].isdigit() else float(match[1]) * scale
+    if count > MAX_UINT64:
+        raise ValueError(f"{text!r} is too much; at most {MAX_UINT64} bytes")
+    return round(count)
 
 
 def parse_duration(text: str) -> float:
     """Seconds of "10" (seconds), "10s", "250ms", "1h30m", "7d". Raises `ValueError`."""
-    plain = text.strip()
+    seconds = _seconds(text.strip())
+    if seconds > _LONGEST_DAYS * 86400:
+        raise ValueError(f"{text!r} is too long; at most {_LONGEST_DAYS}d")
+    return seconds
+
+
+def _seconds(plain: str) -> float:
+    steps = list(_STEP.finditer(plain))
     if re.fullmatch(r"\d+(\.\d+)?", plain):
         return float(plain)
-    steps = list(_STEP.finditer(plain))
     if not steps or "".join(step[0] for step in steps) != plain:
-        raise ValueError(f"{text!r} is not a duration; write 10s, 250ms or 1h30m")
+        raise ValueError(f"{plain!r} is not a duration; write 10s, 250ms or 1h30m")
     return sum(float(step[1]) * _SECONDS[step[2].lower()] for step in steps)
 
 
@@ -48,16 +61,22 @@ def parse_place(text: str, now_us: int) -> Place:
     if plain in ("earliest", "latest"):
         return Place(plain)
     if plain.isascii() and plain.isdigit():
+        if len(plain) > 20 or int(plain) > MAX_UINT64:
+            raise ValueError(f"{text!r} is no offset; the greatest is {MAX_UINT64}")
         return Place("offset", int(plain))
     try:
         if _STEP.match(plain) and "-" not in plain:
-            return Place("time", now_us - round(parse_duration(plain) * 1e6))
-        return Place("time", round(datetime.fromisoformat(text.strip()).astimezone(UTC).timestamp() * 1e6))
-    except ValueError:
+            time_us = now_us - round(_seconds(plain) * 1e6)
+        else:
+            time_us = round(datetime.fromisoformat(text.strip()).astimezone(UTC).timestamp() * 1e6)
+    except (ValueError, OverflowError):
         raise ValueError(
             f"{text!r} is not a place; write earliest, latest, an offset such as 42, a time such as"
             " 2026-01-31T12:00:00Z, or 10m for ten minutes ago"
         ) from None
+    if time_us < 0:
+        raise ValueError(f"{text!r} is a time before 1970; write earliest to begin with what is there")
+    return Place("time", time_us)
 
 
 def show_bytes(count: float) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -91,3 +92,28 @@ async def test_subscriptions_and_admin_calls_refuse_such_names_too(mq: Client, b
         await refused(lambda: mq.subscribe("orders", print, consumer=name), "consumer")
     assert not broker.opens
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("offset", [-1, 2**64, 2**70, 1.0, "1", True, None], ids=repr)
+async def test_an_offset_is_a_whole_number_within_64_bits(mq: Client, broker: FakeBroker, offset: Any) -> None:
+    broker.channel("orders")
+    await refused(lambda: mq.messages.get("orders", offset), "offset")
+    if offset is not None:
+        await refused(lambda: mq.channels.purge("orders", offset), "before_offset")
+        await refused(lambda: mq.groups.add("orders", "g", start=offset), "start")
+        await refused(lambda: mq.groups.seek("orders", "g", offset), "start")
+        await refused(lambda: mq.subscribe("orders", print, start=offset), "start")
+        await refused(lambda: mq.subscribe("orders", print, group="g", start=offset), "start")
+
+
+async def test_other_numbers_and_times_name_their_bounds_too(mq: Client) -> None:
+    before_1970 = datetime(1969, 12, 31, tzinfo=UTC)
+    await refused(lambda: mq.subscribe("orders", print, start=before_1970), "start")
+    await refused(lambda: mq.subscribe("orders", print, prefetch=2**70), "prefetch")
+    await refused(lambda: mq.subscribe("orders", print, prefetch_bytes=0), "prefetch_bytes")
+    await refused(lambda: mq.subscribe("orders", print, max_concurrency=0), "max_concurrency")
+    await refused(lambda: mq.subscribe("orders", print, nack_delay=float("inf")), "nack_delay")
+    await refused(lambda: mq.subscribe("orders", print, heartbeat_interval=float("nan")), "heartbeat_interval")
+    await refused(lambda: mq.messages.get("orders", 0, 1_001), "max_messages")
+    for time_us in (-(2**63) - 1, 2**63):
+        await refused(lambda time_us=time_us: mq.publish_many("orders", [OutMessage("x", time_us=time_us)]), "time_us")
