@@ -7,6 +7,7 @@ import click
 
 from ringpost.client.api import Client
 from ringpost.client.cli.command import Group, output_option, remote
+from ringpost.client.cli.nodes import damage
 from ringpost.client.cli.output import Output, confirm, note
 from ringpost.client.cli.params import OFFSET, duration, size
 from ringpost.client.cli.units import counted, show_bytes, show_seconds, show_time
@@ -61,6 +62,9 @@ async def ls(mq: Client, prefix: str, output: Output) -> None:
     infos = [info async for info in mq.channels.list(prefix)]
     columns = ("channel", "messages", "first", "end", "stored", "groups", "subscribers", "owner")
     output.listing(columns, [_row(info) for info in infos], [as_json(info) for info in infos])
+    if mq.connected_to is not None:
+        for sentence in damage(mq.connected_to):
+            note(f"Warning: {sentence} Channels in them may be missing here, or not show their newest messages.")
 
 
 @channel.command()
@@ -159,6 +163,7 @@ def as_json(info: channel_pb2.ChannelInfo) -> dict[str, Any]:
         "shard": info.shard,
         "owner": info.owner,
         "epoch": info.epoch,
+        "damaged": info.damaged,
     }
 
 
@@ -171,5 +176,5 @@ def _row(info: channel_pb2.ChannelInfo) -> tuple[object, ...]:
         show_bytes(info.stored_bytes),
         info.group_count,
         info.subscription_count,
-        info.owner,
+        info.owner + (" (damaged: refuses work)" if info.damaged else ""),
     )

@@ -1,16 +1,23 @@
 """`up`, `down`, `serve`: nodes on this machine."""
 
+import contextlib
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+import uvloop
 from click.core import ParameterSource
 
+from ringpost.client.api import connect
 from ringpost.client.cli import local
-from ringpost.client.cli.command import output_option
+from ringpost.client.cli.command import PATIENCE, output_option
+from ringpost.client.cli.nodes import damage
 from ringpost.client.cli.output import Output, confirm, note
+from ringpost.client.cli.units import counted
+from ringpost.client.errors import RingpostError
+from ringpost.v1.cluster_pb2 import NodeInfo
 
 DEFAULT_PORT = 7400
 
@@ -24,13 +31,15 @@ DEFAULT_PORT = 7400
     help="Port for clients; metrics and health get the port + 2. 0: any free ports.",
 )
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where messages are kept.")
+@click.argument("settings", nargs=-1, type=click.UNPROCESSED, metavar="[-- SETTING...]")
 @output_option
 @click.pass_context
-def up(ctx: click.Context, port: int, data_dir: Path | None, output: Output) -> None:
+def up(ctx: click.Context, port: int, data_dir: Path | None, settings: tuple[str, ...], output: Output) -> None:
     """Start a node in the background.
 
     Its state is kept in $RINGPOST_HOME (default ~/.local/state/ringpost). When it runs already, this says so, and
-    fails if another port or directory was asked for.
+    fails if another port or directory was asked for. What follows -- goes to the node as it is: see `ringpost serve
+    --help`; for example `ringpost up -- --accept-loss` or `ringpost up -- --segment-bytes 64MiB`.
     """
     wanted_port = None if ctx.get_parameter_source("port") is ParameterSource.DEFAULT else port
     folder = local.home()
@@ -39,9 +48,10 @@ def up(ctx: click.Context, port: int, data_dir: Path | None, output: Output) -> 
         already = node is not None and local.running(node)
         if node is None or not already:
             listen, http = f"127.0.0.1:{port}", f"127.0.0.1:{port + 2 if port else 0}"
-            node = local.start(folder, (data_dir or folder / "data").absolute(), listen, http)
+            node = local.start(folder, (data_dir or folder / "data").absolute(), listen, http, settings)
         else:
-            _check_same(node, wanted_port, data_dir)
+            _check_same(node, wanted_port, data_dir, settings)
+    _warn_of_damage(node)
     if output.is_json:
         output.line("", {**asdict(node), "already_running": already})
         return
@@ -50,10 +60,31 @@ def up(ctx: click.Context, port: int, data_dir: Path | None, output: Output) -> 
     note(_what_next(node.address))
 
 
-def _check_same(node: local.LocalNode, port: int | None, data_dir: Path | None) -> None:
+def _warn_of_damage(node: local.LocalNode) -> None:
+    """A node with damaged shards serves the others, so nothing else would say it here."""
+
+    async def ask() -> NodeInfo | None:
+        async with connect(node.address, options=PATIENCE) as mq:
+            return mq.connected_to
+
+    with contextlib.suppress(RingpostError):  # it has said that it serves
+        found = uvloop.run(ask())
+        for sentence in damage(found) if found is not None else ():
+            note(
+                f"Warning: {sentence}\nThe log says what is damaged. Restore the data from a backup, or go on without"
+                f" it: ringpost down && ringpost up -- {local.ACCEPT_LOSS}"
+            )
+        if found is not None and found.lost_messages:
+            note(f"Warning: {counted(found.lost_messages, 'message')} lost to damage; the log of the start says which.")
+
+
+def _check_same(node: local.LocalNode, port: int | None, data_dir: Path | None, settings: tuple[str, ...]) -> None:
     """Raises `LocalNodeError` when the running node is not the one that was asked for. Port 0 is any."""
     same_port = not port or node.address.rpartition(":")[2] == str(port)
-    if not same_port or (data_dir is not None and data_dir.resolve() != Path(node.data_dir).resolve()):
+    same_settings = not settings or list(settings) == list(node.settings)
+    if not (same_port and same_settings) or (
+        data_dir is not None and data_dir.resolve() != Path(node.data_dir).resolve()
+    ):
         raise local.LocalNodeError(
             f"A node of this home already serves on {node.address} with its data in {node.data_dir}."
             " `ringpost down` stops it; another RINGPOST_HOME runs one beside it."

@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -28,9 +28,15 @@ class LocalNodeError(Exception):
     """The local node could not be started or stopped; the message says why and what to look at."""
 
 
+ACCEPT_LOSS = "--accept-loss"
+
+
 @dataclass(frozen=True)
 class LocalNode:
-    """What node.json holds. `started` is the process's start as the system tells it, so a reused pid is noticed."""
+    """What node.json holds. `started` is the process's start as the system tells it, so a reused pid is noticed.
+
+    `settings` are the node's further arguments, for starting it again; giving up what is damaged is for one start only.
+    """
 
     pid: int
     started: float
@@ -38,6 +44,7 @@ class LocalNode:
     http_address: str
     data_dir: str
     log: str
+    settings: list[str] = field(default_factory=list)
 
 
 def home(environment: dict[str, str] | None = None) -> Path:
@@ -69,11 +76,14 @@ def running(node: LocalNode | None) -> bool:
         return False
 
 
-def start(folder: Path, data_dir: Path, listen: str, http_listen: str) -> LocalNode:
-    """Starts a node of its own session and waits until it serves. Raises `LocalNodeError`."""
+def start(folder: Path, data_dir: Path, listen: str, http_listen: str, settings: Sequence[str] = ()) -> LocalNode:
+    """Starts a node of its own session and waits until it serves. Raises `LocalNodeError`.
+
+    `settings` are more arguments of `ringpost serve`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "node.log"
-    arguments = ["--data-dir", str(data_dir), "--listen", listen, "--http-listen", http_listen]
+    arguments = ["--data-dir", str(data_dir), "--listen", listen, "--http-listen", http_listen, *settings]
     with log.open("ab") as output:
         begin = output.tell()
         process = subprocess.Popen(
@@ -91,6 +101,7 @@ def start(folder: Path, data_dir: Path, listen: str, http_listen: str) -> LocalN
         http_address=str(serving.get("http") or http_listen),
         data_dir=str(data_dir),
         log=str(log),
+        settings=[setting for setting in settings if setting != ACCEPT_LOSS],
     )
     _remember(folder, node)
     # It is to outlive this program: without an end noted here, subprocess would complain that nobody waits for it.
@@ -104,7 +115,7 @@ def restart(folder: Path) -> LocalNode:
     if node is None:
         raise LocalNodeError("There is no node of `ringpost up` to restart.")
     kill(node)
-    return start(folder, Path(node.data_dir), node.address, node.http_address)
+    return start(folder, Path(node.data_dir), node.address, node.http_address, node.settings)
 
 
 def stop(node: LocalNode) -> bool:

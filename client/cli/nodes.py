@@ -10,7 +10,7 @@ from ringpost.client import errors
 from ringpost.client.api import Client, connect
 from ringpost.client.cli.command import PATIENCE, addr_option, async_command, output_option, remote
 from ringpost.client.cli.output import Output
-from ringpost.client.cli.units import show_bytes, show_time
+from ringpost.client.cli.units import counted, show_bytes, show_time
 from ringpost.v1 import cluster_pb2
 
 
@@ -70,6 +70,17 @@ def as_json(found: cluster_pb2.NodeInfo) -> dict[str, Any]:
     return {**plain, "state": state_of(found), "limits": limits, "quarantined_shards": list(found.quarantined_shards)}
 
 
+def damage(found: cluster_pb2.NodeInfo) -> list[str]:
+    """One sentence when shards are damaged, none otherwise."""
+    shards = found.quarantined_shards
+    if not shards:
+        return []
+    named = ", ".join(map(str, shards[:8])) + (", …" if len(shards) > 8 else "")
+    return [
+        f"{counted(len(shards), 'shard')} of node {found.node} (number {named}): damaged, all work is refused there."
+    ]
+
+
 def verdict(found: cluster_pb2.NodeInfo, unhealthy: list[str]) -> tuple[int, list[str]]:
     """(0 fine, 1 works with faults, 2 does not work; the reasons). `unhealthy`: parts whose health is not SERVING.
 
@@ -85,7 +96,8 @@ def verdict(found: cluster_pb2.NodeInfo, unhealthy: list[str]) -> tuple[int, lis
     elif found.disk not in ("ok", ""):
         faults.append(f"disk: {found.disk}")
     if found.quarantined_shards:
-        faults.append(f"{len(found.quarantined_shards)} shards are damaged and refuse work")
+        are = "is" if len(found.quarantined_shards) == 1 else "are"
+        faults.append(f"{counted(len(found.quarantined_shards), 'shard')} {are} damaged, all work is refused there")
     faults += [f"health of {part} is not SERVING" for part in unhealthy if part]
     return (2 if broken else 1 if faults else 0), broken + faults
 

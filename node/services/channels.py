@@ -42,6 +42,7 @@ class Channels(ChannelServiceServicer):
             shard=channel.shard.number,
             owner=self._node,
             epoch=channel.shard.epoch,
+            damaged=bool(channel.shard.quarantined),
         )
 
     @translated

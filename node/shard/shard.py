@@ -74,8 +74,8 @@ class Shard:
         """Raises DataLoss when the shard is damaged."""
         if self.quarantined:
             raise DataLoss(
-                f"shard {self.number} is quarantined: {self.quarantined}; restore it from a backup or start the node "
-                "with --accept-loss",
+                f"shard {self.number} is quarantined: {self.quarantined}; restore the node's data from a backup, or go "
+                "on without what is damaged: start it once with --accept-loss (`ringpost up -- --accept-loss`)",
                 reason="SHARD_QUARANTINED",
                 metadata={"shard": str(self.number)},
             )

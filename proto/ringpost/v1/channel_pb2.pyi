@@ -84,6 +84,7 @@ class ChannelInfo(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     first_offset: _builtins.int
@@ -104,6 +105,10 @@ class ChannelInfo(_message.Message):
     """Id of the node that owns the shard."""
     epoch: _builtins.int
     """The number of that leadership; greater after every change of owner and every start."""
+    damaged: _builtins.bool
+    """Its shard is damaged and refuses work; what is said here is what could be read before the damage. Only in lists:
+    everything else about such a channel is answered with DATA_LOSS SHARD_QUARANTINED.
+    """
     @_builtins.property
     def config(self) -> Global___ChannelConfig:
         """Every field present."""
@@ -122,10 +127,11 @@ class ChannelInfo(_message.Message):
         shard: _builtins.int = ...,
         owner: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        damaged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "end_offset", b"end_offset", "epoch", b"epoch", "first_offset", b"first_offset", "group_count", b"group_count", "name", b"name", "owner", b"owner", "shard", b"shard", "stored_bytes", b"stored_bytes", "subscription_count", b"subscription_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "damaged", b"damaged", "end_offset", b"end_offset", "epoch", b"epoch", "first_offset", b"first_offset", "group_count", b"group_count", "name", b"name", "owner", b"owner", "shard", b"shard", "stored_bytes", b"stored_bytes", "subscription_count", b"subscription_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

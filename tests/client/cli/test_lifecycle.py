@@ -63,6 +63,63 @@ def test_up_pub_crash_sub_down_purge(home: Path) -> None:
     assert local.remembered(home) is None
 
 
+def test_damage_is_said_at_the_start_and_can_be_given_up_there(home: Path) -> None:
+    assert run(home, "up", "--port", "0").code == 0
+    for name in ("hit", "whole"):
+        assert run(home, "pub", name, "first of " + name).code == 0
+        assert run(home, "pub", name, "second of " + name).code == 0
+    node = local.remembered(home)
+    assert node is not None
+    local.kill(node)
+    (journal,) = (home / "data").glob("*.journal")
+    content = journal.read_bytes()
+    at = content.index(b"first of hit")
+    journal.write_bytes(content[:at] + b"F" + content[at + 1 :])
+
+    up = run(home, "up", "--port", "0")
+    assert up.code == 0
+    assert "Warning: 1 shard of node" in up.err
+    assert "ringpost up -- --accept-loss" in up.err
+    listed = {channel["name"]: channel["damaged"] for channel in run(home, "channel", "ls", "-o", "json").json}
+    assert listed == {"hit": True, "whole": False}
+    table = run(home, "channel", "ls")
+    assert "damaged: refuses work" in table.out
+    assert "may be missing here" in table.err
+    refused = run(home, "pub", "hit", "more")
+    assert refused.code == 1
+    assert "`ringpost up -- --accept-loss`" in refused.err
+    assert run(home, "check").code == 1
+    other = run(home, "up", "--", "--accept-loss")
+    assert other.code == 1
+    assert "already serves" in other.err
+
+    assert run(home, "down").code == 0
+    up = run(home, "up", "--port", "0", "--", "--accept-loss")
+    assert up.code == 0
+    assert "1 message lost to damage" in up.err
+    read = run(home, "sub", "hit", "--from", "earliest", "--count", "1", "--text")
+    assert (read.out, "offsets 0 to 0 are gone" in read.err) == ("second of hit\n", True)
+    assert '"offset": 2' in run(home, "pub", "hit", "third", "-o", "json").out
+    assert "lost messages" in run(home, "node", "info").out
+    assert run(home, "check").code == 0
+    assert run(home, "channel", "purge", "hit", "--before", "1", "--yes").code == 0
+    assert "lost messages" not in run(home, "node", "info").out
+    assert run(home, "down").code == 0
+    up = run(home, "up", "--port", "0")
+    assert (up.code, "Warning" in up.err) == (0, False)
+
+
+def test_settings_go_to_the_node_and_a_wrong_one_is_told(home: Path) -> None:
+    assert run(home, "up", "--port", "0", "--", "--max-message-bytes", "2KiB").code == 0
+    assert run(home, "node", "info", "-o", "json").json["limits"]["max_message_bytes"] == 2048
+    assert local.restart(home).settings == ["--max-message-bytes", "2KiB"]
+    assert run(home, "node", "info", "-o", "json").json["limits"]["max_message_bytes"] == 2048
+    assert run(home, "down").code == 0
+    wrong = run(home, "up", "--port", "0", "--", "--no-such-setting")
+    assert wrong.code == 1
+    assert "no-such-setting" in wrong.err
+
+
 def test_a_port_in_use_is_said_in_one_sentence_and_leaves_nothing_running(home: Path) -> None:
     import socket
 

@@ -13,7 +13,7 @@ SERVING, DRAINING = cluster_pb2.NODE_STATE_SERVING, cluster_pb2.NODE_STATE_DRAIN
         ({"state": SERVING, "disk": "warn"}, [], 1, ["disk: warn"]),
         ({"state": SERVING, "disk": "refusing publishes"}, [], 1, ["disk: refusing publishes"]),
         ({"state": SERVING, "disk": "failed"}, [], 2, ["the disk has failed"]),
-        ({"state": SERVING, "quarantined_shards": [3, 4]}, [], 1, ["2 shards are damaged and refuse work"]),
+        ({"state": SERVING, "quarantined_shards": [3, 4]}, [], 1, ["2 shards are damaged, all work is refused there"]),
         ({"state": SERVING}, ["storage"], 1, ["health of storage is not SERVING"]),
         ({"state": SERVING}, [""], 2, ["the node's health is not SERVING"]),
         ({"state": DRAINING, "disk": "warn"}, [], 2, ["the node is draining", "disk: warn"]),
