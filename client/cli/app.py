@@ -19,7 +19,8 @@ def main() -> None:
     ringpost pub orders.eu hello         publish one
 
     Data goes to stdout, everything else to stderr. Exit code: 0 it worked, 1 it failed, 2 wrong usage,
-    3 the node cannot be reached, 130 interrupted, 141 nobody reads the output any more.
+    3 the node cannot be reached, 130 interrupted, 141 nobody reads the output any more. One exception:
+    `check` has three verdicts of its own, and answers 2 also where the node cannot be reached.
     """
 
 

@@ -41,6 +41,12 @@ class Unreachable(click.ClickException):
     exit_code = 3
 
 
+class Wrong(click.ClickException):
+    """The broker would never take what was asked, whatever its state: wrong usage."""
+
+    exit_code = 2
+
+
 class Group(click.Group):
     """A group of commands that knows what else people call them."""
 
@@ -164,6 +170,8 @@ def failure(error: errors.RingpostError) -> click.ClickException:
         return Unreachable(
             text.rstrip(".") + ". Is a node running there? `ringpost up` starts one; --addr names another."
         )
+    if isinstance(error, errors.InvalidRequest):
+        return Wrong(text)
     return click.ClickException(text)
 
 

@@ -110,7 +110,7 @@ async def check(addr: str, output: Output) -> None:
     """Check the node, for scripts.
 
     Exit code 0: it works. 1: it works with faults, such as a disk that fills. 2: it does not work or does not
-    answer. The reasons are printed.
+    answer (where every other command ends with 3). The reasons are printed.
     """
     try:
         async with connect(addr, options=PATIENCE) as mq:

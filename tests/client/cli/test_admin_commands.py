@@ -61,11 +61,22 @@ def test_the_node_tells_about_itself_and_is_fine(cli: Cli) -> None:
     assert (check.code, check.json["status"], check.json["reasons"]) == (0, "ok", [])
 
 
-def test_a_bad_name_is_explained_by_the_broker_s_own_words(cli: Cli) -> None:
-    ran = cli("channel", "add", "a..b")
-    assert ran.code == 1
-    assert ran.err.startswith("Error: ")
-    assert "name" in ran.err
+def test_a_wrong_argument_is_explained_in_the_broker_s_own_words(cli: Cli) -> None:
+    for wrong in (
+        ["channel", "add", "a..b"],
+        ["channel", "info", ""],
+        ["pub", "a b", "x"],
+        ["sub", "a*"],
+        ["sub", "adm.g", "--group", "a.b"],
+        ["group", "add", "adm.g", "g g"],
+        ["group", "seek", "adm.g", "", "0", "--yes"],
+        ["pub", "adm.g", "x", "--header", "n=" + "v" * 20_000],
+        ["channel", "set", "adm.g", "--max-message", "1TiB"],
+    ):
+        cli("channel", "add", "adm.g")
+        ran = cli(*wrong)
+        assert (ran.code, ran.out) == (2, ""), (wrong, ran)
+        assert ran.err.startswith("Error: ")
 
 
 def test_nobody_there_is_code_3_and_for_check_2(tmp_path: Path) -> None:

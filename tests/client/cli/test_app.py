@@ -120,6 +120,7 @@ def asked_and_interrupted() -> click.Abort:
         (asked_and_interrupted(), 130, ""),
         (click.Abort(), 1, ""),
         (errors.NotFound("channel x does not exist"), 1, "Error: Channel x does not exist"),
+        (errors.InvalidRequest("channel: contains ' '"), 2, "Error: channel: contains ' '"),
         (errors.Unavailable("nobody listens"), 3, "`ringpost up` starts one"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
     ],
