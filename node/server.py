@@ -66,20 +66,26 @@ class Server:
         """Serves when it returns. Raises StartError, one of storage.UNREADABLE, or OSError."""
         config = self.config
         host, port = split_address(config.listen)
-        # 1. Health is there first, so that a long recovery can be watched.
-        await self._start_http()
-        # 2. The data: recovered before anybody may ask.
+        # 1. The directory: another node in it is the likeliest reason why a port is taken, too.
         opener = Opener(config, self._files, durable=self._durable, failed=self._failed, damaged=self._damaged)
+        opener.hold()
+        # 2. Health, so that a long recovery can be watched.
+        try:
+            await self._start_http()
+        except BaseException:
+            opener.release()
+            raise
+        # 3. The data: recovered before anybody may ask.
         try:
             self.storage = await opener.open()
         except BaseException:
             await self._stop_http()
             raise
         try:
-            # 3. Who owns what.
+            # 4. Who owns what.
             self.coordination = self._coordination(self.storage)
             self._build()
-            # 4. The port.
+            # 5. The port.
             self.port = self._bind(host, port)
             address = config.advertised(self.port)
             view = await self.coordination.start(NodeRef(config.node, address))
@@ -95,7 +101,7 @@ class Server:
             await asyncio.to_thread(self.storage.close)
             await self._stop_http()
             raise
-        # 5. Everything is there.
+        # 6. Everything is there.
         self._go()
 
     def _coordination(self, storage: Storage) -> Coordination:

@@ -93,14 +93,27 @@ class Opener:
         self._failed = failed
         self._damaged = damaged
         self._loop = asyncio.get_running_loop()
+        self._identity: Identity | None = None
+
+    def hold(self) -> None:
+        """Takes the directory, so that no other node has it. Raises one of UNREADABLE, or OSError."""
+        self._identity = self._open_identity()
+
+    def release(self) -> None:
+        """Gives it back unopened."""
+        if self._identity is not None:
+            close_identity(self._files, self._identity)
+            self._identity = None
 
     async def open(self) -> Storage:
         """Raises one of UNREADABLE, or OSError; then nothing is held. Recovery runs in a thread."""
-        identity = self._open_identity()
+        if self._identity is None:
+            self.hold()
+        assert self._identity is not None, "held"
         try:
-            return await asyncio.to_thread(self._open, identity)
+            return await asyncio.to_thread(self._open, self._identity)
         except BaseException:
-            close_identity(self._files, identity)
+            self.release()
             raise
 
     def _open_identity(self) -> Identity:

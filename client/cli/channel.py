@@ -100,6 +100,8 @@ async def set_(mq: Client, name: str, output: Output, **options: Any) -> None:
 async def purge(mq: Client, name: str, before_offset: int | None, yes: bool, output: Output) -> None:
     """Remove a channel's messages, all or the oldest. Offsets are not used again."""
     before = await mq.channels.get(name)
+    if before_offset is not None and before_offset > before.end_offset:
+        raise click.ClickException(f"--before: {before_offset} is beyond the end offset {before.end_offset} of {name}.")
     wanted = before.end_offset if before_offset is None else before_offset
     count = max(0, min(wanted, before.end_offset) - before.first_offset)
     if count:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec
+from urllib.parse import unquote
 
 import click
 import uvloop
@@ -178,7 +179,7 @@ def failure(error: errors.RingpostError) -> click.ClickException:
 def _plain(message: str) -> tuple[str, bool]:
     """gRPC's own words for a node that was never reached, as a sentence, and True; other messages as they are."""
     if found := _NO_CONNECTION.match(message):
-        return f"no connection to {found[1]}: {found[2][:1].lower()}{found[2][1:]}", True
+        return f"no connection to {unquote(found[1])}: {found[2][:1].lower()}{found[2][1:]}", True
     if found := _NO_ADDRESS.match(message):
         return f"there is no {found[1]}: {found[2][:1].lower()}{found[2][1:]}", True
     return message, False

@@ -17,9 +17,11 @@ from ringpost.client.cli.output import note
 from ringpost.client.cli.params import place
 from ringpost.client.cli.units import Place
 from ringpost.client.message import Message, MessageBatch
+from ringpost.v1 import cluster_pb2
 
 # When the node answers again, the subscription may be at an attempt that still fails; the next comes within 2 s.
 _RESUMED_S = 3.0
+_LOOK_S = 0.1
 
 
 def _check(group: str, no_ack: bool, **_: object) -> None:
@@ -92,14 +94,17 @@ class _Outages(logging.Handler):
     async def _await_node(self) -> None:
         while True:
             try:
-                await self._mq.node.info()
-            except (errors.Unavailable, errors.Timeout):
-                continue  # It has waited for request_timeout.
-            except errors.RingpostError:
+                found = await self._mq.node.info()
+            except (errors.Denied, errors.InvalidRequest):
                 return  # The subscription meets the same and says so.
-            self._quiet_until = time.monotonic() + _RESUMED_S
-            note("The node answers again.")
-            return
+            except errors.RingpostError:
+                await asyncio.sleep(_LOOK_S)
+                continue
+            if found.state == cluster_pb2.NODE_STATE_SERVING:
+                self._quiet_until = time.monotonic() + _RESUMED_S
+                note("The node answers again.")
+                return
+            await asyncio.sleep(_LOOK_S)  # It is about to stop, and answers until then.
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ def test_a_channel_is_made_changed_shown_purged_and_removed(cli: Cli) -> None:
     refused = cli("channel", "purge", "adm.a", "--before", "3")
     assert refused.code == 2
     assert "Remove 3 messages of adm.a? There is no terminal to ask on; add --yes" in refused.err
+    beyond = cli("channel", "purge", "adm.a", "--before", "5000")
+    assert (beyond.code, beyond.err) == (1, "Error: --before: 5000 is beyond the end offset 5 of adm.a.\n")
     assert cli("channel", "purge", "adm.a", "--before", "3", "--yes", "-o", "json").json["first_offset"] == 3
     shown = cli("channel", "info", "adm.a").out
     assert "3 to 4" in shown

@@ -151,6 +151,11 @@ def test_a_sentence_names_the_field_at_fault_once_and_an_open_outcome() -> None:
             "No connection to 127.0.0.1:1: connection refused. Is a node",
         ),
         (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:9: Failed to connect to remote"
+            " host: Connection refused",
+            "No connection to [::1]:9: connection refused. Is a node",
+        ),
+        (
             "Errors resolving localhost:no: [field:hostname lookup error:Failed to parse port in name: localhost:no]",
             "There is no localhost:no: failed to parse port in name: localhost:no. Is a node",
         ),

@@ -96,13 +96,14 @@ def test_a_publisher_carries_on_when_its_node_comes_back(ringpost_broker: Any) -
     assert b"3 messages, offsets 0 to 2" in out
 
 
-def test_a_subscriber_tells_that_its_node_is_away_and_back(ringpost_broker: Any) -> None:
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_subscriber_tells_that_its_node_is_away_and_back(ringpost_broker: Any, end: str) -> None:
     address = ringpost_broker.address
     with begun("pub", "int.d", "one", addr=address) as pub:
         assert pub.wait(SECONDS) == 0
     with begun("sub", "int.d", "--from", "0", "--count", "2", "--text", addr=address) as sub:
         assert line(sub.stdout) == "one\n"
-        ringpost_broker.kill()
+        getattr(ringpost_broker, end)()
         assert "connection is lost" in line(sub.stderr)
         ringpost_broker.start()
         assert "answers again" in line(sub.stderr)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -130,6 +131,16 @@ def test_a_port_in_use_is_said_in_one_sentence_and_leaves_nothing_running(home: 
     assert ran.code == 1
     assert "The node ended at once" in ran.err
     assert local.remembered(home) is None
+
+
+def test_a_directory_in_use_is_told_before_a_port_in_use(ringpost_broker: Any, tmp_path: Path) -> None:
+    places = ("--data-dir", str(ringpost_broker.data_dir), "--http-listen", ringpost_broker.http)
+    ran = run_cli("serve", *places, "--listen", ringpost_broker.address, addr="", home=tmp_path)
+    assert ran.code == 2
+    assert "in use by another process" in ran.err
+    elsewhere = ("--data-dir", str(tmp_path / "d"), *places[2:], "--listen", "127.0.0.1:0")
+    other = run_cli("serve", *elsewhere, addr="", home=tmp_path)
+    assert (other.code, "http_listen: cannot bind" in other.err) == (2, True)
 
 
 def test_the_home_is_named_by_the_environment() -> None:
