@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TypeAlias, TypeVar
 
 import grpc
 
-from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, whole
+from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, time_us_of, whole
 from ringpost.client.connection import Backoff, Connections
 from ringpost.client.errors import RingpostError, from_rpc_error
 from ringpost.v1 import (
@@ -24,7 +24,6 @@ from ringpost.v1 import (
 
 _ROLE = "admin"
 _PAGE = 1_000
-_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_MESSAGES = 1_000
 
 Start: TypeAlias = str | int | datetime | common_pb2.Start
@@ -49,9 +48,7 @@ def start_of(place: Start | None) -> common_pb2.Start | None:
         case int() if not isinstance(place, bool):
             return common_pb2.Start(offset=whole("start", place, 0, MAX_UINT64))
         case datetime() if place.tzinfo is not None:
-            if place < _FIRST_TIME:
-                raise refused("start", f"must not be before 1970: {place}")
-            return common_pb2.Start(time_us=(place - _FIRST_TIME) // timedelta(microseconds=1))
+            return common_pb2.Start(time_us=time_us_of("start", place))
     raise refused("start", f'must be "earliest", "latest", an offset or a datetime with a time zone, not {place!r}')
 
 

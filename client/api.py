@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from ringpost.client.admin import Caller, Channels, Groups, Messages, Node, Start, start_of
 from ringpost.client.batch import Publishable, as_bytes, encode_data, encode_message
-from ringpost.client.checks import check_name, refused, text_bytes, whole
+from ringpost.client.checks import check_name, refused, text_bytes, time_us_of, whole
 from ringpost.client.connection import Connections, parse_targets
 from ringpost.client.consumer import Consumer
 from ringpost.client.errors import AlreadyExists, Closed, RingpostError
@@ -154,15 +155,17 @@ class Client:
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
         durability: str = "quorum",
+        time: datetime | int | None = None,
     ) -> Receipt:
         """Publishes one message and waits until it is stored as durably as asked ("memory", "leader", "quorum").
 
+        `time` is the producer's own: a datetime with a zone, or microseconds since 1970; none by default.
         Waits before that while too much is unanswered. Messages published together travel together.
         Raises `RingpostError`; unless its `outcome_open` is set, nothing was stored. `InvalidRequest` at once for what
         cannot be sent.
         """
         check_name("channel", channel)
-        entry = _encode(data, key, headers, message_id)
+        entry = _encode(data, key, headers, message_id, time)
         pending = await self._publishing().add_when_room(channel, entry, durability_value(durability))
         return await pending
 
@@ -174,13 +177,14 @@ class Client:
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
         durability: str = "quorum",
+        time: datetime | int | None = None,
     ) -> PendingPublish:
         """As `publish`, without waiting: await the result for the receipt, or call `flush` later.
 
         Raises `BufferFull` when too much is unanswered.
         """
         check_name("channel", channel)
-        entry = _encode(data, key, headers, message_id)
+        entry = _encode(data, key, headers, message_id, time)
         return self._publishing().add(channel, entry, durability_value(durability))
 
     async def publish_many(
@@ -317,8 +321,13 @@ class Client:
 
 
 def _encode(
-    data: bytes | str, key: bytes | str | None, headers: Mapping[str, str] | None, message_id: str | None
+    data: bytes | str,
+    key: bytes | str | None,
+    headers: Mapping[str, str] | None,
+    message_id: str | None,
+    time: datetime | int | None,
 ) -> bytes:
-    if key is None and headers is None and message_id is None:
+    if key is None and headers is None and message_id is None and time is None:
         return encode_data(as_bytes(data))
-    return encode_message(as_bytes(data), key, headers, message_id)
+    time_us = time if isinstance(time, int) else 0 if time is None else time_us_of("time", time)
+    return encode_message(as_bytes(data), key, headers, message_id, time_us)

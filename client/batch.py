@@ -91,7 +91,7 @@ def encode_message(
     if headers:
         parts.append(_encode_headers(headers))
     if time_us:
-        parts += (b"\x20", varint(whole("time_us", time_us, -MAX_TIME_US - 1, MAX_TIME_US) & MAX_UINT64))
+        parts += (b"\x20", varint(whole("time", time_us, -MAX_TIME_US - 1, MAX_TIME_US) & MAX_UINT64))
     if message_id:
         name = text_bytes("message_id", message_id)
         _check("message_id", len(name), MAX_MESSAGE_ID_BYTES, "bytes")

@@ -3,12 +3,14 @@
 What does not fit into the protocol's types must never reach an encoder that many callers share.
 """
 
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from ringpost.client.errors import InvalidRequest, Violation
 
 MAX_UINT64: Final = 2**64 - 1
 MAX_TIME_US: Final = 2**63 - 1
+_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def refused(field: str, description: str, **facts: object) -> InvalidRequest:
@@ -34,6 +36,15 @@ def check_name(field: str, name: object) -> None:
         return
     if not text_bytes(field, name):
         raise refused(field, "is empty")
+
+
+def time_us_of(field: str, time: object) -> int:
+    """Microseconds since 1970 of a datetime with a zone. Raises `InvalidRequest`."""
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise refused(field, f"must be a datetime with a time zone, not {time!r}")
+    if time < _FIRST_TIME:
+        raise refused(field, f"must not be before 1970: {time}")
+    return (time - _FIRST_TIME) // timedelta(microseconds=1)
 
 
 def whole(field: str, number: object, low: int, high: int) -> int:

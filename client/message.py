@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from ringpost.client.checks import refused, text_bytes
 from ringpost.client.errors import DataCorrupted, Precondition
-from ringpost.client.settle import ACK, Action, Leases, Settlement
+from ringpost.client.settle import ACK, ACK_UP_TO, Action, Leases, Settlement
 from ringpost.v1 import publish_pb2
 
 MAX_NACK_DELAY_MS = 604_800_000
@@ -29,9 +29,13 @@ class _Settles(ABC):
     def _settle(self, action: Action, *, final: bool) -> Settlement:
         """Begins the settlement; `final`: not an extension."""
 
-    def ack(self) -> Settlement:
-        """Done; never delivered to this group again. Awaiting it waits until that is durable."""
-        return self._settle(ACK, final=True)
+    def ack(self, *, cumulative: bool = False) -> Settlement:
+        """Done; never delivered to this group again. Awaiting it waits until that is durable.
+
+        `cumulative`: also everything below that this subscription was given and has not settled; `settled` does not
+        show it there.
+        """
+        return self._settle(ACK_UP_TO if cumulative else ACK, final=True)
 
     def nack(self, delay: float = 0.0) -> Settlement:
         """Not done; delivered again after `delay` seconds (at most seven days) with attempt + 1."""

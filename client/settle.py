@@ -22,14 +22,19 @@ _OUTCOMES = {
 
 
 class Action(NamedTuple):
-    """What to do with messages; `millis` is nack's delay or extend's deadline, `reason` is reject's."""
+    """What to do with messages; `millis` is nack's delay or extend's deadline, `reason` is reject's.
+
+    `cumulative`: also with all below that this subscription has.
+    """
 
     kind: str
     millis: int = 0
     reason: str = ""
+    cumulative: bool = False
 
 
 ACK: Final = Action("ack")
+ACK_UP_TO: Final = Action("ack", cumulative=True)
 
 
 class _Round:
@@ -138,7 +143,10 @@ class Leases:
     def _add(self, current: _Round, action: Action, first: int, last: int) -> None:
         if self._ended is not None:
             return
-        ranges = current.ranges.get(action)
+        # A cumulative one goes out behind all that was said before it: it takes what those have left.
+        ranges = current.ranges.pop(action, None) if action.cumulative else current.ranges.get(action)
+        if ranges is not None and action.cumulative:
+            current.ranges[action] = ranges
         if ranges is None:
             ranges = current.ranges[action] = []
             self._wake(False)
@@ -224,6 +232,7 @@ def _request(
     settle = request.settle
     settle.subscription_id = subscription_id
     settle.correlation = correlation
+    settle.cumulative = action.cumulative
     for first, last in ranges:
         settle.ranges.add(first=first, last=last)
     match action.kind:

@@ -363,7 +363,8 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
         assert sub.group is not None
         settled = subscribe_pb2.Settled(subscription_id=sub.id, correlation=settle.correlation)
         for asked in settle.ranges:
-            for offset in range(asked.first, asked.last + 1):
+            below = (o for o, holder in sub.group.leases.items() if holder is sub and o < asked.first)
+            for offset in (*(sorted(below) if settle.cumulative else ()), *range(asked.first, asked.last + 1)):
                 outcome = sub.group.settle(sub, offset, settle.WhichOneof("action") or "")
                 settled.results.add(range=common_pb2.OffsetRange(first=offset, last=offset), outcome=outcome)
         sub.outbox.put_nowait(subscribe_pb2.SubscribeResponse(settled=settled))

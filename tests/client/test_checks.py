@@ -116,4 +116,6 @@ async def test_other_numbers_and_times_name_their_bounds_too(mq: Client) -> None
     await refused(lambda: mq.subscribe("orders", print, heartbeat_interval=float("nan")), "heartbeat_interval")
     await refused(lambda: mq.messages.get("orders", 0, 1_001), "max_messages")
     for time_us in (-(2**63) - 1, 2**63):
-        await refused(lambda time_us=time_us: mq.publish_many("orders", [OutMessage("x", time_us=time_us)]), "time_us")
+        await refused(lambda time_us=time_us: mq.publish_many("orders", [OutMessage("x", time_us=time_us)]), "time")
+    for time in (before_1970, datetime(2026, 1, 1), "now", 2**63):  # noqa: DTZ001
+        await refused(lambda time=time: mq.publish("orders", "x", time=time), "time")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 
 import grpc
 import pytest
@@ -35,6 +36,19 @@ async def test_a_publish_returns_where_the_message_is_and_how_safe(mq: Client, b
         "m-1",
     )
     assert broker.channels["orders"].payloads() == [b"hello", b"\x00\xff"]
+
+
+async def test_a_producer_may_say_when_it_made_a_message(mq: Client, broker: FakeBroker) -> None:
+    made = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    await mq.publish("orders", "a", time=made)
+    await mq.publish_nowait("orders", "b", time=1_769_860_800_000_001)
+    await mq.publish("orders", "c")
+    times = [message.producer_time_us for message in broker.channels["orders"].messages]
+    assert times == [1_769_860_800_000_000, 1_769_860_800_000_001, 0]
+    async with mq.subscription("orders", start="earliest") as subscription:
+        async for message in subscription:
+            assert message.producer_time_us == 1_769_860_800_000_000
+            break
 
 
 async def test_messages_published_together_travel_together(mq: Client, broker: FakeBroker) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringpost.client.errors import Exhausted, LeaseLost
-from ringpost.client.settle import ACK, MAX_RANGES, Action, Leases, merge
+from ringpost.client.settle import ACK, ACK_UP_TO, MAX_RANGES, Action, Leases, merge
 from ringpost.v1 import common_pb2, subscribe_pb2
 
 
@@ -42,6 +42,17 @@ async def test_one_request_for_each_action() -> None:
     assert [(r.first, r.last) for r in ack.ranges] == [(1, 3), (7, 7)]
     assert (nack.nack.delay_ms, reject.reject.reason) == (500, "bad")
     assert held.flush() == []
+
+
+async def test_a_cumulative_ack_goes_out_behind_what_was_said_before_it() -> None:
+    held = leases()
+    held.settle(ACK_UP_TO, 2, 2)
+    held.settle(Action("nack"), 3, 3)
+    held.settle(ACK_UP_TO, 5, 5)
+    nack, ack = (request.settle for request in held.flush())
+    assert (nack.WhichOneof("action"), nack.cumulative) == ("nack", False)
+    assert (ack.WhichOneof("action"), ack.cumulative) == ("ack", True)
+    assert [(r.first, r.last) for r in ack.ranges] == [(2, 2), (5, 5)]
 
 
 async def test_many_ranges_are_split_and_awaited_together() -> None:

@@ -111,6 +111,21 @@ async def test_acks_are_gathered_into_ranges_and_confirmed(mq: Client, broker: F
     assert [len(settle.ranges) for settle in broker.settles] == [2, 1]
 
 
+async def test_a_cumulative_ack_takes_all_that_was_given_below(mq: Client, broker: FakeBroker) -> None:
+    broker.put("orders", *payloads(10))
+    async with mq.subscription("orders", group="billing") as subscription:
+        first, second, third, fourth, *_ = await read(subscription, 6)
+        await third.ack(cumulative=True)
+        group = broker.channels["orders"].groups["billing"]
+        assert group.settled_below == 3
+        assert (first.settled, second.settled, third.settled, fourth.settled) == (False, False, True, False)
+        await first.ack()  # it is settled already: no error
+        await fourth.batch.ack(cumulative=True)
+        assert group.settled_below == 10
+    settles = [(s.cumulative, [(r.first, r.last) for r in s.ranges]) for s in broker.settles]
+    assert (True, [(2, 2)]) in settles
+
+
 async def test_batches_are_acked_as_one_range(mq: Client, broker: FakeBroker) -> None:
     broker.put("orders", *payloads(1_000))
     seen: list[bytes] = []

@@ -1,8 +1,13 @@
 """Publishing and reading from the command line, against a real node."""
 
+import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ringpost.client import connect
 
 from .conftest import Cli
 
@@ -14,6 +19,30 @@ def test_a_message_goes_in_and_comes_out_with_key_and_headers(cli: Cli) -> None:
     (got,) = cli("sub", "msg.a", "--from", "earliest", "--count", "1").lines
     assert (got["data"], got["key"], got["headers"]) == ("hello", "42", {"source": "web", "x": "a=b"})
     assert "offset 1 · owner" in cli("pub", "msg.a", "again").out
+
+
+def test_the_producer_s_time_is_shown(ringpost_session_broker: Any, cli: Cli) -> None:
+    async def publish() -> None:
+        async with connect(ringpost_session_broker.address) as mq:
+            await mq.publish("msg.time", "x", time=datetime(2026, 1, 31, 12, tzinfo=UTC))
+
+    asyncio.run(publish())
+    for shown in (
+        cli("sub", "msg.time", "--from", "0", "--count", "1", "-o", "json"),
+        cli("msg", "get", "msg.time", "0"),
+    ):
+        assert shown.lines[0]["producer_time_us"] == 1_769_860_800_000_000
+
+
+async def test_a_cumulative_ack_is_kept_by_a_real_node(ringpost_session_broker: Any) -> None:
+    async with connect(ringpost_session_broker.address) as mq:
+        await mq.publish_many("msg.cumulative", ["a", "b", "c", "d"])
+        async with mq.subscription("msg.cumulative", group="g") as subscription:
+            async for message in subscription:
+                if message.data == b"c":
+                    await message.ack(cumulative=True)
+                    break
+        assert (await mq.groups.get("msg.cumulative", "g")).settled_below == 3
 
 
 def test_lines_and_templates_keep_their_order(cli: Cli, tmp_path: Path) -> None:
