@@ -1,4 +1,6 @@
-"""Twenty thousand streams, opened and cancelled: what they took is given back."""
+"""Twenty thousand streams, opened and cancelled: over the last 16,000 the node's memory grows less than leaked streams
+would make it, and threads and descriptors stay about as many.
+"""
 
 import asyncio
 import itertools
