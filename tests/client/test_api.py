@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ringpost.client import Client, Closed, Options, Precondition, Unavailable, connect
+from ringpost.client import Client, Closed, Options, Precondition, Timeout, Unavailable, connect
 from tests.client.fake_broker import FakeBroker
 
 
@@ -43,6 +43,6 @@ async def test_another_event_loop_is_refused(mq: Client) -> None:
 async def test_a_read_that_failed_leaves_nothing_open(broker: FakeBroker) -> None:
     async with connect(broker.address, options=Options(request_timeout=0.3)) as mq:
         await broker.stop()
-        with pytest.raises(Unavailable) as caught:
+        with pytest.raises((Unavailable, Timeout)) as caught:  # late if this machine is
             await mq.channels.get("orders")
     assert not caught.value.outcome_open

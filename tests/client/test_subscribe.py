@@ -6,7 +6,18 @@ from datetime import UTC, datetime
 import grpc
 import pytest
 
-from ringpost.client import Client, DataCorrupted, LeaseLost, NotFound, Options, Precondition, RingpostError, connect
+from ringpost.client import (
+    Client,
+    DataCorrupted,
+    LeaseLost,
+    NotFound,
+    Precondition,
+    RingpostError,
+    Subscription,
+    connect,
+)
+from ringpost.client import subscription as subscription_module
+from tests.client.clock import Clock
 from tests.client.fake_broker import FakeBroker, failure
 
 
@@ -320,33 +331,47 @@ async def test_a_group_that_was_moved_is_read_from_its_new_place(mq: Client, bro
     assert broker.channels["orders"].groups["billing"].settled_below == 5
 
 
-async def test_a_loop_that_was_left_does_not_hold_its_messages_for_ever(broker: FakeBroker) -> None:
+def extends(broker: FakeBroker) -> int:
+    return sum(settle.WhichOneof("action") == "extend" for settle in broker.settles)
+
+
+async def short_leases(mq: Client, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> tuple[Subscription, Clock]:
+    """A subscription whose leases are extended every 50 ms, and the clock by which its reader stands still."""
+    clock = Clock()
+    monkeypatch.setattr(subscription_module, "monotonic", clock)
+    await mq.groups.add("orders", "billing")
+    broker.channels["orders"].groups["billing"].ack_deadline_ms = 100
+    return mq.subscription("orders", group="billing"), clock
+
+
+async def test_a_loop_that_was_left_does_not_hold_its_messages_for_ever(
+    mq: Client, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     broker.put("orders", *payloads(10))
-    async with connect(broker.address, options=Options(max_lease=0.5)) as mq:
-        await mq.groups.add("orders", "billing")
-        broker.channels["orders"].groups["billing"].ack_deadline_ms = 100
-        subscription = mq.subscription("orders", group="billing")
-        await read(subscription, 1)
-        await broker.until(lambda: broker.settles)
-        while not subscription._abandoned():
+    subscription, clock = await short_leases(mq, broker, monkeypatch)
+    (message,) = await read(subscription, 1)
+    await broker.until(lambda: extends(broker) >= 3)
+    clock.ahead += mq.options.max_lease
+    async with asyncio.timeout(10):
+        while "nobody has read" not in caplog.text:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        extends = len(broker.settles)
-        await asyncio.sleep(0.2)
-        assert 3 <= extends == len(broker.settles)
+    await message.ack()  # behind every extension that is on its way
+    before = extends(broker)
+    await asyncio.sleep(0.2)
+    assert extends(broker) == before
 
 
-async def test_a_reader_that_moves_keeps_its_leases(broker: FakeBroker) -> None:
+async def test_a_reader_that_moves_keeps_its_leases(
+    mq: Client, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     broker.put("orders", *payloads(100))
-    async with connect(broker.address, options=Options(max_lease=0.3)) as mq:
-        await mq.groups.add("orders", "billing")
-        broker.channels["orders"].groups["billing"].ack_deadline_ms = 100
-        subscription = mq.subscription("orders", group="billing")
-        for _ in range(12):
-            await read(subscription, 1)
-            await asyncio.sleep(0.05)
-        extends = len(broker.settles)
-        await broker.until(lambda: len(broker.settles) > extends)
+    subscription, clock = await short_leases(mq, broker, monkeypatch)
+    for _ in range(6):
+        await read(subscription, 1)
+        before = extends(broker)
+        await broker.until(lambda before=before: extends(broker) >= before + 2)
+        clock.ahead += mq.options.max_lease / 2
+    assert "nobody has read" not in caplog.text
 
 
 async def test_a_half_read_batch_counts_in_the_next_stream_s_window(mq: Client, broker: FakeBroker) -> None:

@@ -291,9 +291,13 @@ async def test_an_idle_stream_gets_heartbeats(pair: SimpleNamespace) -> None:
     await stream.write(open_subscription("idle", heartbeat_interval_ms=1_000))
     await next_event(stream, "opened")
 
+    # A busy machine may be late with some of them, not with all.
     beats = [await next_event(stream, "heartbeat") for _ in range(2)]
+    while (apart := beats[-1].node_time_us - beats[-2].node_time_us) >= 3_000_000:
+        assert len(beats) < 10
+        beats.append(await next_event(stream, "heartbeat"))
     stream.cancel()
-    assert 0 < beats[1].node_time_us - beats[0].node_time_us < 5_000_000
+    assert apart > 0
 
 
 async def test_the_node_stops_reading_at_the_unanswered_limit(pair: SimpleNamespace) -> None:
