@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5 --timeout 60
 INSTALL := $(PIP) install --quiet $(if $(filter true,$(CI)),-c constraints.txt)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo up test quick check proto bench wheel clean
+.PHONY: help setup demo up test long soak quick check proto bench wheel clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -33,11 +33,14 @@ demo: $(RUNTIME) ## Show the broker at work on real data: crash, restart, proof 
 up: $(RUNTIME) ## Start a local node in the background; `.venv/bin/ringpost down` stops it
 	@$(BIN)/ringpost up
 
-test: $(DEV) ## Run every test
-	@$(PYTEST)
+test: $(DEV) ## Run the tests (below ten minutes)
+	@$(PYTEST) -m 'not long'
+
+long: $(DEV) ## Run the tests that `make test` leaves out: crashes, memory, many channels, other languages
+	@$(PYTEST) -m long
 
 quick: $(DEV) ## Run the tests that take seconds
-	@$(PYTEST) -m 'not slow'
+	@$(PYTEST) -m 'not slow and not long'
 
 check: $(DEV) ## Lint, types, import borders, .proto style, generated code
 	$(BIN)/ruff check --quiet .
@@ -49,6 +52,9 @@ check: $(DEV) ## Lint, types, import borders, .proto style, generated code
 
 proto: $(DEV) ## Generate the Python code from the .proto files
 	@$(BIN)/python proto/generate.py
+
+soak: $(DEV) ## Ten minutes of random faults on a cluster of processes, then every promise is checked
+	@$(PYTEST) -s tests/system/soak.py
 
 bench: $(DEV) ## Measure Ringpost beside the gRPC ceiling and NATS; writes .benchmarks/
 	@$(BIN)/python tests/benchmarks/compare.py $(ARGS)

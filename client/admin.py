@@ -1,15 +1,11 @@
-"""The unary services: channels, groups, single messages, the node. Requests and answers are the protocol's messages."""
+"""The unary services: channels, groups, messages, nodes, the cluster. Requests and answers are the API's messages."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
-import grpc
-
+from ringpost.client.caller import Caller
 from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, time_us_of, whole
-from ringpost.client.connection import Backoff, Connections
-from ringpost.client.errors import RingpostError, from_rpc_error
 from ringpost.v1 import (
     channel_pb2,
     channel_pb2_grpc,
@@ -22,15 +18,10 @@ from ringpost.v1 import (
     message_pb2_grpc,
 )
 
-_ROLE = "admin"
 _PAGE = 1_000
 _MAX_MESSAGES = 1_000
 
 Start: TypeAlias = str | int | datetime | common_pb2.Start
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-# How to find a method on a channel.
-Unary: TypeAlias = Callable[[grpc.aio.Channel], "grpc.aio.UnaryUnaryMultiCallable[Request, Response]"]
 
 
 def start_of(place: Start | None) -> common_pb2.Start | None:
@@ -50,54 +41,6 @@ def start_of(place: Start | None) -> common_pb2.Start | None:
         case datetime() if place.tzinfo is not None:
             return common_pb2.Start(time_us=time_us_of("start", place))
     raise refused("start", f'must be "earliest", "latest", an offset or a datetime with a time zone, not {place!r}')
-
-
-class Caller:
-    """Makes unary calls with a deadline and turns statuses into exceptions."""
-
-    def __init__(self, connections: Connections, timeout: float) -> None:
-        self._connections = connections
-        self._timeout = timeout
-
-    async def call(
-        self,
-        unary: "Unary[Request, Response]",
-        request: Request,
-        timeout: float | None = None,
-    ) -> Response:
-        """One attempt. Raises `RingpostError`."""
-        self._connections.check_loop()
-        address = self._connections.address(_ROLE)
-        method = unary(self._connections.channel(_ROLE))
-        try:
-            return await method(request, timeout=timeout or self._timeout, metadata=self._connections.metadata)
-        except grpc.aio.AioRpcError as error:
-            failed = from_rpc_error(error)
-            if failed.code is grpc.StatusCode.UNAVAILABLE:
-                self._connections.move_on(_ROLE, address)
-            raise failed from None
-
-    async def read(
-        self,
-        unary: "Unary[Request, Response]",
-        request: Request,
-        within: float | None = None,
-    ) -> Response:
-        """As `call`, tried again while no node is available, for `within` seconds. For calls that change nothing.
-
-        So no error of it leaves an outcome open.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (within or self._timeout)
-        backoff = Backoff()
-        while True:
-            try:
-                return await self.call(unary, request, max(0.001, deadline - loop.time()))
-            except RingpostError as error:
-                delay = backoff.next_delay()
-                if error.code is not grpc.StatusCode.UNAVAILABLE or loop.time() + delay >= deadline:
-                    raise error.copy(outcome_open=False) from None
-                await asyncio.sleep(delay)
 
 
 class Channels:
@@ -240,14 +183,17 @@ class Messages:
 
 
 class Node:
-    """The node that answers, and the cluster as it sees it."""
+    """The node that answers, or another one that it knows."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    async def info(self, within: float | None = None) -> cluster_pb2.NodeInfo:
-        """Waits up to `within` seconds (default: request_timeout) for a node that answers."""
-        request = cluster_pb2.GetNodeRequest()
+    async def info(self, within: float | None = None, node: str = "") -> cluster_pb2.NodeInfo:
+        """About `node` (default: whichever answers). Waits up to `within` seconds (default: request_timeout).
+
+        Raises `NotFound` for a node that is no member, `Unavailable` for one that does not answer.
+        """
+        request = cluster_pb2.GetNodeRequest(node=node)
         answer = await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetNode, request, within)
         return answer.node
 
@@ -257,3 +203,57 @@ class Node:
             check_name("channels", channel)
         request = cluster_pb2.GetRoutesRequest(channels=channels)
         return await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetRoutes, request)
+
+
+_DESIRED = {
+    "active": cluster_pb2.DESIRED_ACTIVE,
+    "drain": cluster_pb2.DESIRED_DRAIN,
+    "rest": cluster_pb2.DESIRED_REST,
+}
+
+
+class Cluster:
+    """The members, and how the cluster is."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def status(self) -> cluster_pb2.GetClusterResponse:
+        """Controller, shards without a leader or with too few copies, moves on their way."""
+        request = cluster_pb2.GetClusterRequest()
+        return await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetCluster, request)
+
+    async def nodes(self) -> list[cluster_pb2.Member]:
+        """Every member, by id."""
+        request = cluster_pb2.ListNodesRequest()
+        answer = await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).ListNodes, request)
+        return list(answer.members)
+
+    async def routes(self, *channels: str) -> cluster_pb2.GetRoutesResponse:
+        """Who leads the shards of these channels and who has copies; all shards when none is given."""
+        request = cluster_pb2.GetRoutesRequest(channels=channels)
+        return await self._caller.read(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetRoutes, request)
+
+    async def set_node(self, node: str, desired: str) -> cluster_pb2.Member:
+        """Says what is wanted of a member: "active", "drain" (hold nothing) or "rest" (lead nothing).
+
+        Returns when that is noted; `nodes` and `status` show how far it is. Raises `NotFound`, `Precondition`.
+        """
+        if desired not in _DESIRED:
+            raise ValueError(f'desired: "active", "drain" or "rest", not {desired!r}')
+        request = cluster_pb2.SetNodeRequest(node=node, desired=_DESIRED[desired])
+        answer = await self._caller.call(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).SetNode, request)
+        return answer.member
+
+    async def remove_node(self, node: str) -> None:
+        """Removes a member that is not alive and holds nothing. Raises `NotFound`, `Precondition`."""
+        request = cluster_pb2.RemoveNodeRequest(node=node)
+        await self._caller.call(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).RemoveNode, request)
+
+    async def accept_loss(self, shard: int, node: str) -> None:
+        """Makes the copy on `node` lead a shard whose in-sync copies are all gone: their other messages are lost.
+
+        Raises `Precondition` while the shard has a leader, or when the node has no copy.
+        """
+        request = cluster_pb2.AcceptLossRequest(shard=shard, node=node)
+        await self._caller.call(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).AcceptLoss, request)

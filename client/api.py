@@ -9,8 +9,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from ringpost.client.admin import Caller, Channels, Groups, Messages, Node, Start, start_of
+from ringpost.client.admin import Channels, Cluster, Groups, Messages, Node, Start, start_of
 from ringpost.client.batch import Publishable, as_bytes, encode_data, encode_message
+from ringpost.client.caller import Caller
 from ringpost.client.checks import check_name, refused, text_bytes, time_us_of, whole
 from ringpost.client.connection import Connections, parse_targets
 from ringpost.client.consumer import Consumer
@@ -20,6 +21,7 @@ from ringpost.client.options import Options
 from ringpost.client.pool import Handler, HandlerPool
 from ringpost.client.publisher import Publisher
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt, durability_value
+from ringpost.client.router import Router
 from ringpost.client.session import Request
 from ringpost.client.subscription import Subscription
 from ringpost.v1 import cluster_pb2
@@ -45,7 +47,8 @@ def connect(
 ) -> "Client":
     """A client, to be entered (`async with connect() as mq`) or awaited (`mq = await connect()`, then `mq.close()`).
 
-    `target`: host:port, several separated by commas, or a list; default: RINGPOST_ADDR, then localhost:7400.
+    `target`: host:port, several separated by commas, or a list; default: RINGPOST_ADDR, then localhost:7400. One of
+    a cluster is enough: the others are learned from it (`options.routing`), unless it does not answer at first.
     `credentials`: for TLS, of `grpc.ssl_channel_credentials`. `token`: sent as `authorization: Bearer …`.
     Entering raises `Unavailable` when no node answers within `options.connect_timeout`, `Denied` when it refuses.
     """
@@ -61,11 +64,13 @@ class Client:
     ) -> None:
         self.options = options
         self._connections = Connections(addresses, credentials, token)
-        caller = Caller(self._connections, options.request_timeout)
+        self._router = Router(self._connections, direct=options.routing == "direct")
+        caller = Caller(self._connections, self._router, options.request_timeout)
         self.channels = Channels(caller)
         self.groups = Groups(caller)
         self.messages = Messages(caller)
         self.node = Node(caller)
+        self.cluster = Cluster(caller)
         # About the node that answered first.
         self.connected_to: cluster_pb2.NodeInfo | None = None
         self._publisher: Publisher | None = None
@@ -84,12 +89,15 @@ class Client:
         if self._publisher is not None:
             return self
         try:
+            deadline = asyncio.get_running_loop().time() + self.options.connect_timeout
             self.connected_to = await self.node.info(self.options.connect_timeout)
+            await self._router.start(max(_LAST_FLUSH_S, deadline - asyncio.get_running_loop().time()))
         except BaseException:
+            await self._router.close()
             await self._connections.close()
             raise
         node_batch_bytes = self.connected_to.limits.max_batch_bytes
-        self._publisher = Publisher(self._connections, self.options, node_batch_bytes)
+        self._publisher = Publisher(self._connections, self._router, self.options, node_batch_bytes)
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -136,6 +144,7 @@ class Client:
         except RingpostError as error:
             return error
         finally:
+            await self._router.close()
             await self._connections.close()
         return None
 
@@ -298,7 +307,8 @@ class Client:
             close_timeout=self.options.close_timeout,
             max_lease=self.options.max_lease,
         )
-        return Consumer(self._connections, request, prepare=self._group_maker(channel, group, start), on_gap=on_gap)
+        prepare = self._group_maker(channel, group, start)
+        return Consumer(self._connections, self._router, request, prepare=prepare, on_gap=on_gap)
 
     def _group_maker(self, channel: str, group: str | None, start: Start | None) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""

@@ -111,19 +111,16 @@ class Stream:
 
 
 class Connections:
-    """Channels to the nodes at `addresses`, one for each role that asks, made when first used.
-
-    A role moves on to the next address when its stream fails.
-    """
+    """Channels to nodes, one for each role and address that is asked for, made when first used."""
 
     def __init__(
         self, addresses: Sequence[str], credentials: grpc.ChannelCredentials | None, token: str | None
     ) -> None:
+        # Those that were given; there may be more nodes.
         self.addresses = list(addresses)
         self.metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
         self._credentials = credentials
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
-        self._turn: dict[str, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def check_loop(self) -> None:
@@ -142,18 +139,8 @@ class Connections:
             )
         self._loop = running
 
-    def address(self, role: str) -> str:
-        """Where the role's next call goes."""
-        return self.addresses[self._turn.get(role, 0) % len(self.addresses)]
-
-    def move_on(self, role: str, failed: str) -> None:
-        """The role's next call goes to the next address, unless it has left `failed` already."""
-        if self.address(role) == failed:
-            self._turn[role] = self._turn.get(role, 0) + 1
-
-    def channel(self, role: str) -> grpc.aio.Channel:
-        """The role's channel to its address."""
-        address = self.address(role)
+    def channel(self, role: str, address: str) -> grpc.aio.Channel:
+        """The role's channel to the address."""
         channel = self._channels.get((role, address))
         if channel is None:
             channel = self._channels[role, address] = self._dial(address)
@@ -164,10 +151,10 @@ class Connections:
             return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         return grpc.aio.secure_channel(address, self._credentials, options=_CHANNEL_OPTIONS)
 
-    def open_stream(self, role: str, path: str) -> Stream:
+    def open_stream(self, role: str, path: str, address: str) -> Stream:
         """Starts a call; it connects when first written to or read from."""
-        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel(role).stream_stream(path)
-        return Stream(method(metadata=self.metadata), self.address(role))
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel(role, address).stream_stream(path)
+        return Stream(method(metadata=self.metadata), address)
 
     async def close(self) -> None:
         """Ends every call that is left, and the connections."""

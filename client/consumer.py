@@ -30,7 +30,8 @@ from ringpost.client.errors import (
     from_failure,
 )
 from ringpost.client.message import MessageBatch
-from ringpost.client.session import SUBSCRIPTION_ID, Request, Session
+from ringpost.client.router import Router
+from ringpost.client.session import SUBSCRIPTION_ID, Request, Session, Watch
 from ringpost.client.settle import Action
 from ringpost.v1 import common_pb2, subscribe_pb2
 
@@ -38,17 +39,20 @@ _log = logging.getLogger(__name__)
 _ROLE = "subscribe"
 # Settlements that nobody waits for are gathered so long.
 _GATHER_S = 0.003
-# A node that has been silent for so many heartbeat intervals is gone.
-_SILENT_INTERVALS = 3
 _EXTEND = Action("extend")
 
 
 class Consumer:
-    """Keeps one subscription going until `close` or an error that trying again cannot mend."""
+    """Keeps one subscription going until `close` or an error that trying again cannot mend.
+
+    Its stream goes to the channel's owner, or to another node while that is unknown or does not answer. When it breaks
+    the next address is tried at once; there is a pause only when all have been.
+    """
 
     def __init__(
         self,
         connections: Connections,
+        router: Router,
         request: Request,
         *,
         prepare: Callable[[], Awaitable[None]] | None = None,
@@ -68,6 +72,7 @@ class Consumer:
         # Called when a stream has ended and its leases are lost.
         self.on_lost: Callable[[], None] = lambda: None
         self._connections = connections
+        self._router = router
         self._prepare = prepare
         self._on_gap = on_gap
         self._loop = asyncio.get_running_loop()
@@ -77,6 +82,8 @@ class Consumer:
         self._next_offset: int | None = None
         self._session: Session | None = None
         self._backoff = Backoff()
+        # Addresses tried since the last stream that stood, that one's included.
+        self._tried: set[str] = set()
         self._stopped = False
         self._closing = False
         self._last_problem: RingpostError | None = None
@@ -158,7 +165,11 @@ class Consumer:
             self._fail(problem)
             return
         _log.info("the subscription to %s is interrupted: %s", self.request.channel, problem)
-        await self._pause(max(self._backoff.next_delay(), problem.retry_after_ms / 1000))
+        self._router.heed(self.request.channel, problem)
+        self._router.refresh()
+        if self._router.address(self.request.channel) in self._tried:
+            self._tried.clear()
+            await self._pause(max(self._backoff.next_delay(), problem.retry_after_ms / 1000))
 
     async def _attempt(self) -> RingpostError:
         if self._prepare is not None:
@@ -178,7 +189,9 @@ class Consumer:
 
     async def _serve(self) -> RingpostError:
         """One stream from open to end; returns why it ended."""
-        stream = self._connections.open_stream(_ROLE, wire.SUBSCRIBE_PATH)
+        address = self._router.address(self.request.channel)
+        self._tried.add(address)
+        stream = self._connections.open_stream(_ROLE, wire.SUBSCRIBE_PATH, address)
         # In a group, what is left of an earlier stream is dropped with its leases.
         messages, size = (0, 0) if self.request.group else self.unread()
         messages += sum(b.count for b in self._buffer)
@@ -186,7 +199,7 @@ class Consumer:
         credit = Credit(self.request.window_messages, self.request.window_bytes, messages, size)
         session = self._session = Session(stream, credit, self._wake_for_settlements)
         reader = self._loop.create_task(self._read(session), name=f"ringpost-reader {self.request.channel}")
-        watchdog = self._loop.call_later(self._silence_s, self._watch, session)
+        watch = Watch(self._router, session, self.request.heartbeat_interval_ms / 1000)
         try:
             await stream.write(self._open_command(credit))
             await self._write(session)
@@ -194,11 +207,12 @@ class Consumer:
         except RingpostError as error:
             session.error = session.error or error
         finally:
-            watchdog.cancel()
+            watch.end()
             stream.cancel()
             await reader
             self._session = None
-            self._connections.move_on(_ROLE, stream.address)
+            if not session.told and not self._closing:
+                self._router.failed(address)
             session.leases.end(LeaseLost("the stream ended; the message is delivered again"))
             if self.request.group:
                 self._buffer.clear()
@@ -305,6 +319,9 @@ class Consumer:
     def _on_opened(self, session: Session, opened: subscribe_pb2.Opened) -> None:
         session.opened = True
         self._backoff.reset()
+        self._tried = {session.stream.address}
+        self._router.worked(session.stream.address)
+        self._router.note(self.request.channel, opened.owner, opened.epoch)
         if self._next_offset is None:
             self._next_offset = opened.next_offset
         if opened.ack_deadline_ms:
@@ -323,6 +340,8 @@ class Consumer:
     def _on_drain(self, session: Session, drain: common_pb2.DrainNotice) -> None:
         """Group: what is being worked on may still be settled for half of the grace. Without: nothing to wait for."""
         session.draining = True
+        # Others are to be asked for what comes next.
+        self._router.failed(session.stream.address)
         self._loop.call_later(drain.grace_ms / 2000 if self.request.group else 0.0, self._begin_to_leave, session)
 
     def _begin_to_leave(self, session: Session) -> None:
@@ -333,28 +352,13 @@ class Consumer:
         if not closed.HasField("failure"):
             session.error = Closed("the subscription is closed")
             return
+        session.told = True
         session.error = from_failure(closed.failure)
         if session.error.code is not grpc.StatusCode.UNAVAILABLE and session.error.retry_after_ms == 0:
             self._fail(session.error)
         session.stream.cancel()
 
     # -- timers ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _silence_s(self) -> float:
-        return self.request.heartbeat_interval_ms / 1000 * _SILENT_INTERVALS
-
-    def _watch(self, session: Session) -> None:
-        """Cuts a stream that has been silent for too long."""
-        if session is not self._session:
-            return
-        rest = session.last_event + self._silence_s - monotonic()
-        if rest <= 0:
-            _log.warning("no heartbeat on the subscription to %s; connecting again", self.request.channel)
-            session.error = session.error or Unavailable("the node is silent")
-            session.stream.cancel()
-        else:
-            self._loop.call_later(rest, self._watch, session)
 
     def _wake_for_settlements(self, urgent: bool) -> None:
         if urgent:

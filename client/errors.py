@@ -15,7 +15,8 @@ from google.rpc import error_details_pb2, status_pb2
 from ringpost.v1 import common_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_NOT_APPENDED = "NOT_APPENDED"
+# Reasons of UNAVAILABLE that say that nothing was changed.
+SURELY_NOT = frozenset({"NOT_APPENDED", "NOT_LEADER"})
 
 
 class Violation(NamedTuple):
@@ -194,7 +195,7 @@ _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.S
 
 
 def _is_open(code: grpc.StatusCode, reason: str) -> bool:
-    return code in _OPEN_CODES and reason != _NOT_APPENDED
+    return code in _OPEN_CODES and reason not in SURELY_NOT
 
 
 def from_failure(failure: common_pb2.Failure) -> RingpostError:

@@ -26,6 +26,9 @@ class Options:
     close_timeout: float = 10.0
     # How long the leases of messages are kept for a loop over a subscription that reads no further.
     max_lease: float = 3_600.0
+    # "direct": learns the cluster's nodes and goes straight to a channel's owner; any other node serves while that one
+    # does not answer. "any": uses only the addresses that were given, such as those of a load balancer.
+    routing: str = "direct"
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_batch_messages <= MAX_BATCH_MESSAGES:
@@ -36,5 +39,7 @@ class Options:
         for name in ("publish_timeout", "connect_timeout", "request_timeout", "close_timeout", "max_lease"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: above 0, not {getattr(self, name)}")
+        if self.routing not in ("direct", "any"):
+            raise ValueError(f'routing: "direct" or "any", not {self.routing!r}')
         if self.linger_ms < 0:
             raise ValueError(f"linger_ms: 0 or more, not {self.linger_ms}")

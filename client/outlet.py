@@ -1,12 +1,16 @@
 """One channel's way out of a publisher: the open batch and the producer behind it."""
 
 import secrets
+from typing import TYPE_CHECKING
 
 from crc32c import crc32c
 
 from ringpost.client.options import Options
 from ringpost.client.producer import Lane, OutBatch
 from ringpost.client.receipts import Ticket
+
+if TYPE_CHECKING:
+    from ringpost.client.pipe import Pipe
 
 
 class OpenBatch:
@@ -24,15 +28,24 @@ class OpenBatch:
 
 
 class Outlet:
-    """One channel's way out: its producer and its open batch."""
+    """One channel's way out: its producer, its open batch, and the pipe that it uses.
 
-    __slots__ = ("lane", "open", "queued")
+    Invariant: everything outstanding is on `pipe`, so batches of one channel are never on two streams at a time.
+    """
+
+    __slots__ = ("held_since", "lane", "open", "pipe", "queued", "version")
 
     def __init__(self, channel: str) -> None:
         # Ids are per channel, so that a channel whose session is over leaves the others alone.
         self.lane = Lane(channel, lambda: secrets.randbits(63) or 1)
         self.open: OpenBatch | None = None
+        self.pipe: Pipe | None = None
+        # Whether it stands in the pipe's queue.
         self.queued = False
+        # Of the routes by which the pipe was chosen.
+        self.version = -1
+        # Since when it waits for answers of a pipe that it is to leave; 0: it does not.
+        self.held_since = 0.0
 
     def seal(self) -> None:
         """Closes the open batch: it goes to the producer."""

@@ -7,9 +7,11 @@ answer that belongs to an earlier stream is never mistaken for another one's.
 
 A batch keeps its sequence numbers until it is *surely not stored*; it is never sent under others before that.
 - The stream breaks: what is outstanding becomes `open` (may be stored) and is sent again, in order, same numbers.
-- A batch is refused for now (RESOURCE_EXHAUSTED with a delay, NOT_APPENDED, an open outcome): the channel *settles*,
-  that is, sends nothing until every outstanding batch is answered (the later ones with SEQUENCE_GAP or
+- A batch is refused for now (RESOURCE_EXHAUSTED with a delay, NOT_APPENDED, NOT_LEADER, an open outcome): the channel
+  *settles*, that is, sends nothing until every outstanding batch is answered (the later ones with SEQUENCE_GAP or
   UNKNOWN_PRODUCER, a consequence), waits, then sends them all again, in order, same numbers. Nothing is lost.
+- The channel's owner changes: what is outstanding is waited for, or given up like that of a broken stream; only then
+  the next batch goes to the new owner.
 - A batch is refused for good: it fails (`outcome_open` if it is open) and leaves a *hole* in the numbers. When one of
   its messages may be at fault and it is surely not stored, its halves, without numbers yet, take its place instead, so
   that at last only the bad message fails. The channel settles. When no batch is `open` any more, the rest is renumbered
@@ -32,7 +34,7 @@ import grpc
 from crc32c import crc32c
 
 from ringpost.client.batch import cut
-from ringpost.client.errors import AlreadyExists, InvalidRequest, RingpostError, Timeout
+from ringpost.client.errors import SURELY_NOT, AlreadyExists, InvalidRequest, RingpostError, Timeout
 from ringpost.v1 import publish_pb2
 
 WINDOW: Final = 64
@@ -330,7 +332,7 @@ class Lane:
 
 
 def _is_temporary(error: RingpostError) -> bool:
-    if error.outcome_open or error.reason == "NOT_APPENDED":
+    if error.outcome_open or error.reason in SURELY_NOT:
         return True
     return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_ms > 0
 

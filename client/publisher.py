@@ -1,31 +1,30 @@
-"""Publishing: joins messages into batches, keeps one publish stream alive, resolves what callers wait for.
+"""Publishing: joins messages into batches, chooses their way, resolves what callers wait for.
 
-What is sent when, and again, is decided by `producer.Lane`, one for each channel. This module owns the stream, the open
-batches and the counts for back-pressure. Nothing here is per message but a small handle.
+What is sent when, and again, is decided by `producer.Lane`, one for each channel; where to, by the router; a `Pipe` is
+the stream to one node. This module owns the open batches, the ways and the counts for back-pressure. Nothing here is
+per message but a small handle.
 """
 
 import asyncio
-import contextlib
 import logging
 import sys
 from collections import deque
 from collections.abc import Iterable
 from time import monotonic
 
-from google.protobuf.message import DecodeError
-
 from ringpost.client import wire
 from ringpost.client.batch import Publishable, encode_batches
-from ringpost.client.connection import Backoff, Connections, Stream, is_hopeless
-from ringpost.client.errors import BufferFull, Closed, RingpostError, Unavailable, from_failure
+from ringpost.client.connection import Connections, is_hopeless
+from ringpost.client.errors import BufferFull, Closed, RingpostError, from_failure
 from ringpost.client.options import Options
 from ringpost.client.outlet import OpenBatch, Outlet
+from ringpost.client.pipe import Pipe
 from ringpost.client.producer import Effect, Stored, too_large
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Ticket, Unreported
+from ringpost.client.router import Router
 from ringpost.v1 import publish_pb2
 
 _log = logging.getLogger(__name__)
-_ROLE = "publish"
 _SWEEP_S = 0.25
 # An event loop's timer may fire so much too early.
 _TIMER_SLACK_S = 0.002
@@ -33,50 +32,35 @@ _TIMER_SLACK_S = 0.002
 _MAX_IDLE = 100_000
 # publish_many lets other tasks run after so many batches.
 _BREATH = 16
-
-
-class _Session:
-    """One publish stream's life."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.opened = asyncio.Event()
-        self.draining = False
-        # Set when the reader has ended.
-        self.error: RingpostError | None = None
-
-    def cut_unless_opened(self) -> None:
-        if not self.opened.is_set():
-            self.stream.cancel()
+# A node that owes an answer for so long is asked whether it lives.
+_OWING_S = 1.0
+# A channel that has a new owner waits so long for answers of the old one.
+_HOLD_S = 1.0
 
 
 class Publisher:
-    """Publishes to any number of channels over one stream, opened with the first message."""
+    """Publishes to any number of channels over one stream a node, opened with its first message."""
 
-    def __init__(self, connections: Connections, options: Options, node_batch_bytes: int = 0) -> None:
+    def __init__(self, connections: Connections, router: Router, options: Options, node_batch_bytes: int = 0) -> None:
         """`node_batch_bytes`: greatest encoded batch that the node takes, as far as is known; 0: not known."""
+        self.closing = False
         self._connections = connections
+        self._router = router
         self._options = options
         self._node_batch_bytes = node_batch_bytes or sys.maxsize
         self._max_batch_bytes = min(options.max_batch_bytes, self._node_batch_bytes)
         self._outlets: dict[str, Outlet] = {}
         self._active: set[Outlet] = set()
-        # By the correlation of each transmission that is not answered on this stream.
-        self._sent: dict[int, Outlet] = {}
-        self._ready: deque[Outlet] = deque()
-        self._wake = asyncio.Event()
+        self._pipes: dict[str, Pipe] = {}
         self._room: deque[asyncio.Future[None]] = deque()
         self._pending_messages = 0
         self._pending_bytes = 0
         self._correlation = 0
-        self._backoff = Backoff()
         self._unreported = Unreported()
-        self._session: _Session | None = None
-        self._runner: asyncio.Task[None] | None = None
-        self._closing = False
-        self._stopping = asyncio.Event()
         self._sweeping = False
+        self._rerouting = False
         self._loop = asyncio.get_running_loop()
+        router.on_change = self._on_routes
 
     # -- taking messages in ---------------------------------------------------------------------------------------
 
@@ -155,7 +139,7 @@ class Publisher:
 
     def _fits(self, count: int, size: int) -> bool:
         """Whether the bounds allow it; the first of an empty buffer always fits, however large."""
-        if self._closing:
+        if self.closing:
             raise Closed("the client is closed")
         if self._pending_messages == 0:
             return True
@@ -178,155 +162,155 @@ class Publisher:
 
     def _mark(self, outlet: Outlet) -> None:
         """There may be something to send for this channel."""
+        pipe = self._way(outlet)
+        pipe.attached.add(outlet)
         if not outlet.queued:
             outlet.queued = True
-            self._ready.append(outlet)
+            pipe.ready.append(outlet)
         if not self._sweeping:
             self._sweeping = True
             self._loop.call_later(_SWEEP_S, self._sweep)
         self._active.add(outlet)
-        self._wake.set()
-        if self._runner is None:
-            self._runner = self._loop.create_task(self._run(), name="ringpost-publisher")
+        pipe.wake.set()
 
-    # -- the stream -----------------------------------------------------------------------------------------------
+    # -- ways -----------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        """Keeps a stream while there is work; ends when the client closes."""
-        while not self._closing:
-            if not self._active:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            try:
-                error = await self._serve()
-            except Exception as bug:
-                _log.exception("the publish stream ended by a bug of this client")
-                error = Unavailable(f"bug in the client: {bug!r}", outcome_open=True)
-            self._sent.clear()
-            for outlet in list(self._active):
-                self._apply(outlet, outlet.lane.abort(error) if is_hopeless(error) else outlet.lane.stream_lost())
-                # At once, or what made `_sweep` cut this stream would go out on the next one.
-                self._apply(outlet, outlet.lane.expire(monotonic()))
-            if not self._closing and self._active:
-                _log.info("the publish stream ended: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), self._backoff.next_delay())
-
-    async def _serve(self) -> RingpostError:
-        """One stream, from open to end; returns why it ended."""
-        session = self._session = _Session(self._connections.open_stream(_ROLE, wire.PUBLISH_PATH))
-        reader = self._loop.create_task(self._read(session), name="ringpost-publish-reader")
-        watchdog = self._loop.call_later(self._options.connect_timeout, session.cut_unless_opened)
-        try:
-            await session.opened.wait()
-            await self._write(session)
-            await reader
-        except RingpostError as error:
-            session.error = session.error or error
-        finally:
-            watchdog.cancel()
-            session.stream.cancel()
-            await reader
-            self._session = None
-            self._connections.move_on(_ROLE, session.stream.address)
-        assert session.error is not None
-        return session.error
-
-    async def _write(self, session: _Session) -> None:
-        """Sends frames until the stream is over, drains, or the client closes with nothing left."""
-        while session.error is None:
-            frame = None if session.draining else self._next_frame()
-            if frame is not None:
-                await session.stream.write(frame)
-            elif session.draining or (self._closing and not self._active):
-                await session.stream.half_close()
-                return
-            else:
-                self._wake.clear()
-                await self._wake.wait()
-
-    def _next_frame(self) -> bytes | None:
-        """The next batch of the channel whose turn it is; None when nothing may be sent now."""
-        now = monotonic()
-        while self._ready:
-            outlet = self._ready.popleft()
+    def _way(self, outlet: Outlet) -> Pipe:
+        """The pipe for the channel's next batch; another one than before only when nothing is outstanding there."""
+        version = self._router.routes.version
+        before = outlet.pipe
+        if before is not None and (outlet.version == version or outlet.lane.outstanding):
+            return before
+        outlet.version = version
+        outlet.held_since = 0.0
+        address = self._router.address(outlet.lane.channel)
+        pipe = self._pipes.get(address)
+        if pipe is None:
+            pipe = Pipe(self, self._connections, self._router, self._options, address)
+            self._pipes[address] = pipe
+        if pipe is not before:
+            if before is not None:
+                before.attached.discard(outlet)
+                before.wake.set()
+            outlet.pipe = pipe
             outlet.queued = False
-            lane, opened = outlet.lane, outlet.open
-            if opened is not None and not lane.unsent and lane.has_room(now) and opened.due <= now + _TIMER_SLACK_S:
-                outlet.seal()
-            batch = lane.take(self._correlation + 1, now)
-            if batch is None:
+            self._fit(outlet, pipe.max_batch_bytes)
+        return pipe
+
+    def _on_routes(self) -> None:
+        """Event: the answers of the router may be others than before."""
+        if not self._rerouting:
+            self._rerouting = True
+            self._loop.call_soon(self._reroute)
+
+    def _reroute(self) -> None:
+        self._rerouting = False
+        for outlet in list(self._active):
+            self._mark(outlet)
+
+    def _stays(self, outlet: Outlet, pipe: Pipe) -> bool:
+        """Whether the channel's next batch still goes this way."""
+        if outlet.version == self._router.routes.version:
+            return True
+        if self._router.address(outlet.lane.channel) != pipe.address:
+            return False
+        outlet.version = self._router.routes.version
+        outlet.held_since = 0.0
+        return True
+
+    def next_frame(self, pipe: Pipe) -> bytes | None:
+        """The next batch of the channel whose turn it is on this pipe; None when nothing may be sent now."""
+        now = monotonic()
+        while pipe.ready:
+            outlet = pipe.ready.popleft()
+            if outlet.pipe is not pipe:
                 continue
-            self._correlation += 1
-            self._sent[self._correlation] = outlet
-            outlet.queued = True
-            self._ready.append(outlet)
-            assert batch.sequence is not None
-            return wire.encode_publish(
-                correlation=self._correlation,
-                channel=lane.channel,
-                batch=batch.payload,
-                count=batch.count,
-                crc32c=batch.crc32c,
-                durability=batch.durability,
-                producer_id=lane.producer_id,
-                producer_epoch=lane.producer_epoch,
-                first_sequence=batch.sequence,
-            )
+            outlet.queued = False
+            if not self._stays(outlet, pipe):
+                # Waits for the last answer from here, which marks it again; without one to wait for it goes now.
+                if not outlet.lane.outstanding:
+                    self._mark(outlet)
+                continue
+            if (frame := self._take(outlet, pipe, now)) is not None:
+                return frame
         return None
 
-    async def _read(self, session: _Session) -> None:
-        try:
-            while (data := await session.stream.read()) is not None:
-                self._on_response(session, publish_pb2.PublishStreamResponse.FromString(data))
-            session.error = Unavailable("the node ended the stream", outcome_open=True)
-        except RingpostError as error:
-            session.error = error
-        except DecodeError:
-            session.error = Unavailable("the node sent what does not parse", outcome_open=True)
-        except Exception as bug:
-            _log.exception("the publish stream is given up for a bug of this client")
-            session.error = Unavailable(f"bug in the client: {bug!r}", outcome_open=True)
-        finally:
-            session.opened.set()
-            self._wake.set()
+    def _take(self, outlet: Outlet, pipe: Pipe, now: float) -> bytes | None:
+        lane, opened = outlet.lane, outlet.open
+        if opened is not None and not lane.unsent and lane.has_room(now) and opened.due <= now + _TIMER_SLACK_S:
+            outlet.seal()
+        batch = lane.take(self._correlation + 1, now)
+        if batch is None:
+            return None
+        self._correlation += 1
+        pipe.sent[self._correlation] = (outlet, now)
+        outlet.queued = True
+        pipe.ready.append(outlet)
+        assert batch.sequence is not None
+        return wire.encode_publish(
+            correlation=self._correlation,
+            channel=lane.channel,
+            batch=batch.payload,
+            count=batch.count,
+            crc32c=batch.crc32c,
+            durability=batch.durability,
+            producer_id=lane.producer_id,
+            producer_epoch=lane.producer_epoch,
+            first_sequence=batch.sequence,
+        )
 
-    def _on_response(self, session: _Session, response: publish_pb2.PublishStreamResponse) -> None:
-        if response.HasField("opened"):
-            self._bound(response.opened.max_batch_bytes or sys.maxsize)
-            self._backoff.reset()
-            for outlet in self._active:
-                self._mark(outlet)
-            session.opened.set()
-        now = monotonic()
-        for result in response.results:
-            self._on_result(result, now)
-        if response.HasField("drain"):
-            session.draining = True
-            self._wake.set()
+    def opened(self, pipe: Pipe) -> None:
+        """A stream stands: what waits was made for the bound of another node, perhaps."""
+        self._node_batch_bytes = min(one.max_batch_bytes for one in self._pipes.values())
+        self._max_batch_bytes = min(self._options.max_batch_bytes, self._node_batch_bytes)
+        for outlet in list(pipe.attached):
+            self._fit(outlet, pipe.max_batch_bytes)
+            self._mark(outlet)
 
-    def _on_result(self, result: publish_pb2.PublishResult, now: float) -> None:
+    def _fit(self, outlet: Outlet, node_batch_bytes: int) -> None:
+        if outlet.open is not None and outlet.open.size > node_batch_bytes:
+            outlet.seal()
+        if outlet.lane.unsent and not outlet.lane.outstanding:
+            self._apply(outlet, outlet.lane.bound(node_batch_bytes))
+
+    def answered(self, pipe: Pipe, result: publish_pb2.PublishResult, now: float) -> None:
+        """The outcome of a transmission; one that was given up meanwhile is ignored."""
         correlation = result.correlation
-        outlet = self._sent.pop(correlation, None)
+        outlet, _ = pipe.sent.pop(correlation, (None, 0.0))
         if outlet is None:
             return
-        answer = result.stored if result.HasField("stored") else from_failure(result.failure)
+        channel = outlet.lane.channel
+        answer: publish_pb2.PublishResponse | RingpostError
+        if result.HasField("stored"):
+            answer = result.stored
+            self._router.note(channel, answer.owner, answer.epoch)
+        else:
+            answer = from_failure(result.failure)
+            self._router.heed(channel, answer)
         self._apply(outlet, outlet.lane.answered(correlation, answer, now))
         if outlet.lane.resume_at > now:
             self._loop.call_later(outlet.lane.resume_at - now + _TIMER_SLACK_S, self._mark, outlet)
 
-    def _bound(self, node_batch_bytes: int) -> None:
-        """A stream is open: what waits was made for the bound of another node, perhaps."""
-        fell = node_batch_bytes < self._node_batch_bytes
-        self._node_batch_bytes = node_batch_bytes
-        self._max_batch_bytes = min(self._options.max_batch_bytes, node_batch_bytes)
-        if not fell:
-            return
-        for outlet in list(self._active):
-            if outlet.open is not None and outlet.open.size > node_batch_bytes:
-                outlet.seal()
-            self._apply(outlet, outlet.lane.bound(node_batch_bytes))
+    def lost(self, pipe: Pipe, error: RingpostError) -> None:
+        """A stream is over: what it carried is sent again, elsewhere when another node answers."""
+        pipe.sent.clear()
+        outlets = [outlet for outlet in self._active if outlet.pipe is pipe]
+        hopeless = is_hopeless(error)
+        effects = [(one, one.lane.abort(error) if hopeless else one.lane.stream_lost()) for one in outlets]
+        if not self.closing:
+            self._router.failed(pipe.address)
+        for outlet, found in effects:
+            self._apply(outlet, found)
+            # At once, or what made `_sweep` cut this stream would go out on the next one.
+            self._apply(outlet, outlet.lane.expire(monotonic()))
+
+    def _give_up(self, outlet: Outlet) -> None:
+        """The old owner does not answer: what it was sent is as open as on a broken stream."""
+        pipe = outlet.pipe
+        assert pipe is not None
+        for correlation in [number for number, (whose, _) in pipe.sent.items() if whose is outlet]:
+            del pipe.sent[correlation]
+        self._apply(outlet, outlet.lane.stream_lost())
 
     # -- outcomes -------------------------------------------------------------------------------------------------
 
@@ -351,19 +335,29 @@ class Publisher:
             self._mark(outlet)
         else:
             self._active.discard(outlet)
-            self._wake.set()
+            if outlet.pipe is not None:
+                outlet.pipe.attached.discard(outlet)
+                outlet.pipe.wake.set()
             if len(self._outlets) > _MAX_IDLE:
                 self._outlets.pop(outlet.lane.channel, None)
 
     def _sweep(self) -> None:
-        """Gives up what is past its deadline; cuts a stream that owes an answer for too long."""
+        """Gives up what is past its deadline; looks after nodes that owe an answer for too long."""
         now = monotonic()
         for outlet in list(self._active):
             if outlet.open is not None and outlet.open.deadline <= now:
                 outlet.seal()
-            if outlet.lane.unanswered_since(now):
-                self._cut()
+            if outlet.pipe is not None and outlet.lane.unanswered_since(now):
+                outlet.pipe.cut()
             self._apply(outlet, outlet.lane.expire(now))
+            if outlet.lane.outstanding and outlet.pipe is not None and not self._stays(outlet, outlet.pipe):
+                outlet.held_since = outlet.held_since or now
+                if now - outlet.held_since >= _HOLD_S:
+                    self._give_up(outlet)
+        for pipe in self._pipes.values():
+            since = pipe.owing_since()
+            if since is not None and now - since >= _OWING_S:
+                self._router.suspect(pipe.address)
         self._sweeping = bool(self._active)
         if self._sweeping:
             self._loop.call_later(_SWEEP_S, self._sweep)
@@ -401,23 +395,17 @@ class Publisher:
 
     async def _stop(self, deadline: float) -> None:
         """Gives up what is left; ends the stream with half-close until `deadline` of the loop's clock."""
-        self._closing = True
-        self._stopping.set()
+        self.closing = True
         for outlet in list(self._active):
             if outlet.open is not None:
                 outlet.seal()
             self._apply(outlet, outlet.lane.abort(Closed("the client was closed before the answer")))
         while self._room:
             _wake_up(self._room.popleft())
-        self._wake.set()
-        cut = self._loop.call_at(deadline, self._cut)
-        if self._runner is not None:
-            await asyncio.shield(self._runner)
-        cut.cancel()
-
-    def _cut(self) -> None:
-        if self._session is not None:
-            self._session.stream.cancel()
+        cuts = [self._loop.call_at(deadline, pipe.cut) for pipe in self._pipes.values()]
+        await asyncio.gather(*(pipe.stop() for pipe in self._pipes.values()))
+        for cut in cuts:
+            cut.cancel()
 
 
 def _wake_up(waiter: "asyncio.Future[None]") -> None:

@@ -1,18 +1,26 @@
 """How a node takes part in a cluster: the border behind which membership and ownership are decided.
 
-The node knows only this. The embedded implementation (`embedded`) is one node that owns everything. One on a consensus
-store keeps a lease for the session, reads its records linearizably before `start` returns, follows them by
-a watch, and changes shard records by a compare-and-swap on `ShardRecord.revision`.
+The node knows only this. The embedded implementation (`embedded`) is one node that owns everything; `kv_coordination`
+works on a coordination store (`kv`): etcd, or a store in this process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Protocol
 
-from ringpost.cluster.view import NodeRef, View
+from ringpost.cluster.view import Desired, NodeRef, ShardRecord, View
 
 
 class CoordinationError(Exception):
     """The node must not serve: the cluster is another one, is older than this directory, or cannot be reached."""
+
+
+class Proposal(Enum):
+    """What became of a proposed record."""
+
+    ACCEPTED = "accepted"
+    CONFLICT = "conflict"  # the record, or a session, was another one meanwhile: nothing changed
+    UNKNOWN = "unknown"  # perhaps changed, perhaps later: propose the very same again, or wait for a newer record
 
 
 class Coordination(Protocol):
@@ -25,6 +33,10 @@ class Coordination(Protocol):
         """
 
     @property
+    def name(self) -> str:
+        """What stores the membership, for people."""
+
+    @property
     def view(self) -> View:
         """The newest view. Its revision never falls. Not before `start`."""
 
@@ -32,11 +44,35 @@ class Coordination(Protocol):
     def session(self) -> int:
         """The number of this membership, above 0: greater with every start of any node. Not before `start`."""
 
+    @property
+    def lease_s(self) -> float:
+        """Seconds that the session surely still lives (infinite without leases); not above 0: deliver nothing."""
+
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]:
         """Calls back with each later view, in order; views between may be left out. Returns what ends the watch.
 
-        A lost session shows as a view without this node. A callback must not raise and must not wait.
+        A lost session shows as a view in which this node has another session than `session`, or is not alive; the
+        implementation then makes a new session by itself (`session` changes with the view that shows it). A callback
+        must not raise and must not wait.
         """
+
+    async def refresh(self) -> View:
+        """A linearizable read; the newest view, never an older one than before. Raises CoordinationError."""
+
+    async def propose(self, record: ShardRecord, sessions: Mapping[str, int]) -> Proposal:
+        """Replaces a shard's record, whose revision still is `record.revision`, if these nodes have these sessions.
+
+        The new record shows in a later view, perhaps before this returns.
+        """
+
+    async def report_lost(self, shards: frozenset[int]) -> None:
+        """Says which copies in this directory are damaged and must be made anew. Raises CoordinationError."""
+
+    async def set_desired(self, node: str, desired: Desired) -> None:
+        """Says what is wanted of a member. Raises KeyError for an unknown one, CoordinationError."""
+
+    async def remove_node(self, node: str) -> None:
+        """Forgets a member. Raises KeyError, ValueError when it lives or holds replicas, CoordinationError."""
 
     async def close(self) -> None:
         """Leaves: gives the session up, so that nobody takes this node for alive. No callbacks after it. Idempotent."""

@@ -1,9 +1,11 @@
 """Coordination without a cluster: one node that owns every shard."""
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 
-from ringpost.cluster.coordination import Coordination, CoordinationError
-from ringpost.cluster.view import Leader, NodeRef, Replica, ShardRecord, View
+from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
+from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, View
 
 
 class EmbeddedCoordination(Coordination):
@@ -27,8 +29,12 @@ class EmbeddedCoordination(Coordination):
     async def start(self, member: NodeRef) -> View:
         if self._view is not None:
             raise CoordinationError("started already")
-        self._view = self._make_view(2 * self._boot, member)
+        self._view = self._make_view(2 * self._boot, dataclasses.replace(member, session=self._boot))
         return self._view
+
+    @property
+    def name(self) -> str:
+        return "embedded"
 
     @property
     def view(self) -> View:
@@ -42,6 +48,10 @@ class EmbeddedCoordination(Coordination):
             raise CoordinationError("not started")
         return self._boot
 
+    @property
+    def lease_s(self) -> float:
+        return 0.0 if self._closed else math.inf
+
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]:
         key = object()
         self._watchers[key] = callback
@@ -50,6 +60,26 @@ class EmbeddedCoordination(Coordination):
             self._watchers.pop(key, None)
 
         return end
+
+    async def refresh(self) -> View:
+        return self.view
+
+    async def propose(self, record: ShardRecord, sessions: Mapping[str, int]) -> Proposal:
+        return Proposal.CONFLICT
+
+    async def report_lost(self, shards: frozenset[int]) -> None:
+        raise CoordinationError("this node is alone: there is no other copy of what is damaged")
+
+    async def set_desired(self, node: str, desired: Desired) -> None:
+        if node not in self.view.nodes:
+            raise KeyError(node)
+        if desired is not Desired.ACTIVE:
+            raise CoordinationError("this node is alone: there is nobody to hand over to")
+
+    async def remove_node(self, node: str) -> None:
+        if node not in self.view.nodes:
+            raise KeyError(node)
+        raise ValueError(f"{node} is alive")
 
     async def close(self) -> None:
         """The last view has no node and no leader."""

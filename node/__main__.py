@@ -44,19 +44,27 @@ async def run(config: Config) -> int:
     except (StartError, OSError, *UNREADABLE) as error:
         print(f"ringpost: {error}", file=sys.stderr)
         return 2
-    host = config.listen.rpartition(":")[0]
-    http_host = config.http_listen.rpartition(":")[0]
-    serving = {
-        "event": "serving",
-        "node": config.node,
-        "listen": f"{host}:{server.port}",
-        "http": f"{http_host}:{server.http_port}" if config.http_listen else "",
-        "pid": os.getpid(),
-    }
-    print(json.dumps(serving), flush=True)
+    print(json.dumps(serving_line(server)), flush=True)
     await server.stopped.wait()
     await server.stop()
     return 1 if server.failed else 0
+
+
+def serving_line(server: Server) -> dict[str, object]:
+    """What is said on standard output when a node serves."""
+    config = server.config
+
+    def bound(address: str, port: int) -> str:
+        return f"{address.rpartition(':')[0]}:{port}" if port else ""
+
+    return {
+        "event": "serving",
+        "node": config.node,
+        "listen": bound(config.listen, server.port),
+        "peer": bound(config.peer_listen, server.peer_port),
+        "http": bound(config.http_listen, server.http_port),
+        "pid": os.getpid(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What a node says of itself: the API's NodeInfo and the metrics' Stats, from the same parts."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 
+from ringpost.cluster.view import View
 from ringpost.node.config import Config
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.journal.disk import DiskState
@@ -16,7 +18,7 @@ from ringpost.node.storage import Storage, now_us
 from ringpost.node.watch import LagGauge
 from ringpost.v1.cluster_pb2 import NodeInfo, NodeLimits, NodeState
 
-DURABILITY = "QUORUM means fsynced on this node: it is the only one, and losing its disk loses the messages"
+ALONE = "QUORUM means fsynced on this node: it is the only one, and losing its disk loses the messages"
 
 _DISK_WORDS = {
     DiskState.OK: "ok",
@@ -45,9 +47,23 @@ class About:
     maintenance: Maintenance
     lag: LagGauge
     address: str
+    view: Callable[[], View | None] = lambda: None  # of a cluster
     state: NodeState.ValueType = NodeState.NODE_STATE_STARTING
     started_time_us: int = field(default_factory=now_us)
     _process: psutil.Process = field(default_factory=psutil.Process)
+
+    @property
+    def durability(self) -> str:
+        """What QUORUM means here, in one sentence."""
+        view = self.view()
+        if view is None:
+            return ALONE
+        if view.min_isr == 1:
+            return "QUORUM means fsynced on every in-sync copy, which may be one: losing its disk loses the messages"
+        return (
+            f"QUORUM means fsynced on every in-sync copy, {view.min_isr} at least of {view.replication_factor}: "
+            "any one of them may be lost"
+        )
 
     def node_info(self) -> NodeInfo:
         """For the API."""
@@ -60,7 +76,7 @@ class About:
             boot=self.storage.identity.boot,
             started_time_us=self.started_time_us,
             address=self.address,
-            durability=DURABILITY,
+            durability=self.durability,
             channel_count=len(store),
             group_count=store.group_count,
             subscription_count=self.hub.subscriptions,

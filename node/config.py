@@ -38,6 +38,7 @@ FOREIGN_VARIABLES = frozenset(
 FOREIGN_PREFIX = "RINGPOST_TEST_"
 
 _IDENTITY = "Identity and addresses"
+_CLUSTER = "Cluster"
 _CHANNELS = "Channels and messages"
 _JOURNAL = "Journal"
 _DISK = "Disk space"
@@ -45,6 +46,7 @@ _MEMORY = "Memory and streams"
 _TIMES = "Times"
 _LOGS = "Logs"
 _DATA_DIR = Path("ringpost-data")
+COORDINATIONS = ("embedded", "etcd")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,44 @@ class Config:
         "host:port that clients are told; empty: listen's, with the machine's name in place of 0.0.0.0.",
         problem=optional_address_problem,
     )
+    peer_listen: str = option(
+        "127.0.0.1:7401",
+        _IDENTITY,
+        "Address for other nodes (gRPC), in a cluster of several; port 0: a free one.",
+        problem=options.address_problem,
+    )
+    peer_advertise: str = option(
+        "",
+        _IDENTITY,
+        "host:port that other nodes are told; empty: peer_listen's, with the machine's name in place of 0.0.0.0.",
+        problem=optional_address_problem,
+    )
     insecure: bool = option(False, _IDENTITY, "Serve plain text also to other machines.")
+
+    coordination: str = option(
+        "embedded", _CLUSTER, "Who decides ownership: this node alone, or etcd for a cluster.", choices=COORDINATIONS
+    )
+    cluster_name: str = option("ringpost", _CLUSTER, "Which cluster of those in one etcd.", problem=node_problem)
+    etcd_endpoints: str = option(
+        "127.0.0.1:2379", _CLUSTER, "etcd's members, host:port with commas between.", problem=options.addresses_problem
+    )
+    etcd_prefix: str = option(
+        "/ringpost", _CLUSTER, "Where in etcd the clusters are; keys are PREFIX/NAME/….", problem=options.prefix_problem
+    )
+    etcd_user: str = option("", _CLUSTER, "User in etcd; empty: none.")
+    etcd_password_file: str = option("", _CLUSTER, "File with the user's password.")
+    etcd_ca_file: str = option("", _CLUSTER, "PEM file of etcd's authority; empty: plain text, if there is no cert.")
+    etcd_cert_file: str = option("", _CLUSTER, "PEM file of this node's certificate for etcd.")
+    etcd_key_file: str = option("", _CLUSTER, "PEM file of its key.")
+    lease_ttl_s: int = option(6, _CLUSTER, "A node that etcd has not heard of for so long is dead.", low=2, high=300)
+    replication_factor: int = option(
+        3, _CLUSTER, "New cluster: copies of each shard; fewer nodes, fewer copies.", low=1, high=9
+    )
+    min_isr: int = option(
+        2, _CLUSTER, "New cluster: copies that a publish waits for, or all if there are fewer.", low=1, high=9
+    )
+    zone: str = option("", _CLUSTER, "Failure domain of this node; empty: its own.", problem=options.zone_problem)
+    weight: int = option(1000, _CLUSTER, "Share of shards relative to other nodes, in per mille.", low=1, high=100_000)
 
     shard_count: int = option(256, _CHANNELS, "Shards of a new cluster; fixed afterwards.", low=1, high=65_536)
     auto_create_channels: bool = option(True, _CHANNELS, "Make a channel by its first use.")
@@ -105,6 +144,9 @@ class Config:
         256, _MEMORY, "Batches of one publish stream not yet answered; above it is not read.", low=1, high=65_536
     )
     stream_unanswered_bytes: int = option(16 * MIB, _MEMORY, "The same in bytes.", low=1)
+    peer_unanswered_bytes: int = option(
+        64 * MIB, _MEMORY, "Publishes on their way to one other node, or waiting for a leader.", low=1
+    )
     node_unanswered_bytes: int = option(
         256 * MIB, _MEMORY, "Bytes not yet durable over all streams; at least max_batch_bytes.", low=1
     )
@@ -121,6 +163,9 @@ class Config:
     heartbeat_interval_ms: int = option(
         10_000, _TIMES, "Longest silence on a subscribe stream whose client names none.", low=1_000, high=300_000
     )
+    forward_patience_ms: int = option(
+        10_000, _TIMES, "How long a request waits for a leader before it fails.", high=600_000
+    )
     settle_linger_ms: int = option(2, _TIMES, "Wait for more settlements of a group before storing.", high=1_000)
     connection_age_max_s: int = option(0, _TIMES, "Connections end at this age, so that clients spread; 0: never.")
     connection_age_grace_s: int = option(60, _TIMES, "What streams get beyond connection_age_max_s.", low=1)
@@ -135,11 +180,17 @@ class Config:
 
     def advertised(self, bound_port: int) -> str:
         """The `host:port` that clients are told; `bound_port` is the one that `listen` really got."""
-        if self.advertise:
-            return self.advertise
-        host, _ = options.split_address(self.listen)
-        host = socket.gethostname() if host in ("0.0.0.0", "::") else host
-        return f"[{host}]:{bound_port}" if ":" in host else f"{host}:{bound_port}"
+        return self.advertise or _advertised(self.listen, bound_port)
+
+    def peer_advertised(self, bound_port: int) -> str:
+        """The same for other nodes."""
+        return self.peer_advertise or _advertised(self.peer_listen, bound_port)
+
+
+def _advertised(listen: str, bound_port: int) -> str:
+    host, _ = options.split_address(listen)
+    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    return f"[{host}]:{bound_port}" if ":" in host else f"{host}:{bound_port}"
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -173,9 +224,11 @@ def _check(values: Mapping[str, Any], described: Callable[[str], str]) -> None:
         if not rule.holds(values[first], values[second]):
             limit = f"{described(second)} = {values[second]}"
             raise ConfigError(f"{described(first)}: {rule.text} {limit}; got {values[first]}")
-    if not values["insecure"] and not options.is_loopback(values["listen"]):
+    for name in ("listen", "peer_listen"):
+        if values["insecure"] or options.is_loopback(values[name]):
+            continue
         raise ConfigError(
-            f"{described('listen')}: {values['listen']} is open to other machines, in plain text and without a check "
+            f"{described(name)}: {values[name]} is open to other machines, in plain text and without a check "
             "of who calls; use a loopback address such as 127.0.0.1:7400, or --insecure where the network is trusted"
         )
 

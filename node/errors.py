@@ -5,7 +5,7 @@ A definite error means that nothing was changed.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -99,6 +99,26 @@ class Unavailable(RingpostError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "UNAVAILABLE"
+
+
+class NotLeader(Unavailable):
+    """This node does not lead the shard; nothing was changed. The metadata say who leads, as far as it knows."""
+
+    reason = "NOT_LEADER"
+
+    @classmethod
+    def of(cls, message: str, *, shard: int, leader: str, epoch: int, retry_after_ms: int = 50) -> "NotLeader":
+        """`leader` is a node's id, "" when there is none."""
+        facts = {"shard": str(shard), "leader": leader, "epoch": str(epoch)}
+        return cls(message, metadata=facts, retry_after_ms=retry_after_ms)
+
+
+class PassedOn(RingpostError):
+    """An error of another node, to be told to the client as it is."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.code = code
 
 
 class DataLoss(RingpostError):

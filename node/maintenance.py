@@ -14,10 +14,10 @@ from ringpost.node.config import Config
 from ringpost.node.errors import RingpostError
 from ringpost.node.health import Health
 from ringpost.node.journal.disk import DiskState
-from ringpost.node.journal.frame import FLAG_REWRITTEN, FrameDamaged, Header, decode_frame, encode_header
+from ringpost.node.journal.frame import FLAG_RESTORED, FLAG_REWRITTEN, FrameDamaged, Header, decode_frame, encode_header
 from ringpost.node.journal.index import Row
 from ringpost.node.journal.scrub import ScrubStep, scrub_segment
-from ringpost.node.journal.segment import offset_of, segment_of
+from ringpost.node.journal.segment import address_of, offset_of, segment_of
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.commits import Waiting
 from ringpost.node.shard.retention import AgeRetention, keep_from_by_size
@@ -106,17 +106,27 @@ class Maintenance:
             return
         async with self._checkpoint_now:
             journal = self._storage.journal
-            written, scan_from = journal.counters.bytes_written, journal.durable
+            written, scan_from = journal.counters.bytes_written, self._scan_from()
             parts = []
             for shard in self._store.shards:
-                if shard.position:
+                if shard.position or shard.replicated is not None:
                     parts.append(pack(snapshot_shard(shard)))
                     await asyncio.sleep(0)
             await self._all_committed()
             await asyncio.to_thread(self._write_checkpoint, parts, scan_from)
+            self._forget_positions()
             self._checkpointed_bytes = written
             self._last_checkpoint = time.monotonic()
             self.checkpoints_written += 1
+
+    def _scan_from(self) -> int:
+        """The address from which on recovery must read what the snapshots that are made from now on do not know.
+
+        In a cluster frames may be durable for long before they are committed.
+        """
+        needed = [shard.replicated.first_needed for shard in self._store.shards if shard.replicated is not None]
+        addresses = (address for address in needed if address is not None)
+        return min([self._storage.journal.durable, *self._store.restoring.values(), *addresses])
 
     def _write_checkpoint(self, parts: list[bytes], scan_from: int) -> None:
         """On a full disk the reserve makes room: a checkpoint is what frees segments."""
@@ -127,6 +137,13 @@ class Maintenance:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._storage.reserve.release():
                 raise
             self._storage.checkpoints.write(body, scan_from)
+
+    def _forget_positions(self) -> None:
+        """A replica that is behind the older checkpoint gets a snapshot; so the places of frames take little memory."""
+        floor = self._storage.checkpoints.oldest_scan_from()
+        for shard in self._store.shards:
+            if shard.replicated is not None:
+                shard.replicated.positions.drop_below(floor)
 
     async def _all_committed(self) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -185,6 +202,7 @@ class Maintenance:
         for number in ledger.dead(floor, active):
             # A checkpoint may have had rows in a segment that was deleted before the last start.
             if sizes.pop(number, None) is not None:
+                self._forget_segment(number)
                 await asyncio.to_thread(journal.drop_segment, number)
                 log.info("segment.deleted", segment=number)
             ledger.forget(number)
@@ -193,6 +211,12 @@ class Maintenance:
         candidate = ledger.worth_rewriting(sizes, min(active, segment_of(floor)))
         if candidate is not None and self._room() >= 2 * ledger.live(candidate) + self._config.max_batch_bytes:
             await self._rewrite(candidate)
+
+    def _forget_segment(self, number: int) -> None:
+        """Logs of replicas begin behind a segment that is deleted."""
+        for shard in self._store.shards:
+            if shard.replicated is not None:
+                shard.replicated.positions.drop_below(address_of(number + 1, 0))
 
     def _room(self) -> int:
         """Bytes up to the end of the last segment that there is surely space for."""
@@ -214,7 +238,7 @@ class Maintenance:
 
     async def _live_rows(self, segment: int) -> list[tuple[Channel, Row]]:
         found = []
-        for number, channel in enumerate(list(self._store)):
+        for number, channel in enumerate(list(self._store.all_channels())):
             if number % _CHANNELS_PER_TURN == 0:
                 await asyncio.sleep(0)
             for rows in channel.index.rows_in_segment(segment):
@@ -233,7 +257,8 @@ class Maintenance:
             if not channel.keeps(row):
                 continue
             header, body = frame
-            fields = header._asdict() | {"flags": header.flags | FLAG_REWRITTEN}
+            flags, committed = (header.flags | FLAG_REWRITTEN) & ~FLAG_RESTORED, channel.shard.committed
+            fields = header._asdict() | {"flags": flags, "committed": committed}
             del fields["header_crc"]
             address = log_.journal.append(encode_header(**fields), body)
             log_.commits.add(Waiting(address, None, 0, 0, self._moved, (channel, row, address)))

@@ -158,6 +158,25 @@ def optional_address_problem(address: str) -> str | None:
     return address_problem(address) if address else None
 
 
+def addresses_problem(addresses: str) -> str | None:
+    """Checks `host:port,host:port`."""
+    return next(filter(None, map(address_problem, addresses.split(","))), None)
+
+
+def prefix_problem(prefix: str) -> str | None:
+    """Checks the beginning of keys in etcd."""
+    if re.fullmatch(r"(/[A-Za-z0-9._-]+)+", prefix):
+        return None
+    return f"must be parts of A-Z a-z 0-9 . _ -, each after a /, such as /ringpost; got {prefix!r}"
+
+
+def zone_problem(zone: str) -> str | None:
+    """Checks a failure domain's name."""
+    if re.fullmatch(r"[A-Za-z0-9._/:-]{0,127}", zone):
+        return None
+    return f"must be at most 127 of A-Z a-z 0-9 . _ / : -; got {zone!r}"
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach `host:port`. A name other than localhost counts as reachable."""
     host, _ = split_address(address)

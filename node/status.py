@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from ringpost.node import log
-from ringpost.node.errors import RingpostError
+from ringpost.node.errors import PassedOn, RingpostError, Violation
 from ringpost.v1 import common_pb2
 
 DOMAIN = "ringpost"
@@ -29,6 +29,8 @@ VIOLATION_BYTES_MAX = 192
 FACTS_MAX = 8
 FACT_NAME_BYTES_MAX = 64
 FACT_BYTES_MAX = 256
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -55,6 +57,18 @@ def failure(error: Exception) -> common_pb2.Failure:
         metadata=_facts(told),
         retry_after_ms=told.retry_after_ms,
         violations=[common_pb2.FieldViolation(field=f, description=d) for f, d in _violations(told)],
+    )
+
+
+def error_of(failure: common_pb2.Failure) -> PassedOn:
+    """The opposite of `failure`: what another node said."""
+    return PassedOn(
+        _CODES.get(failure.code, grpc.StatusCode.UNKNOWN),
+        failure.message,
+        reason=failure.reason,
+        metadata=failure.metadata,
+        retry_after_ms=failure.retry_after_ms,
+        violations=[Violation(one.field, one.description) for one in failure.violations],
     )
 
 

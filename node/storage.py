@@ -23,6 +23,7 @@ from ringpost.node.journal.reclaim import SegmentLedger
 from ringpost.node.journal.recovery import RecoveryReport, recover
 from ringpost.node.journal.segment import UnknownFormat
 from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.cluster_replay import ClusterReplay
 from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
@@ -86,7 +87,10 @@ class Opener:
         durable: Callable[[], None],
         failed: Callable[[Exception], None],
         damaged: Callable[[str], None],
+        clustered: bool = False,
     ) -> None:
+        """`clustered`: shards are copies that may hold what is not committed; another node may know better."""
+        self._clustered = clustered
         self._config = config
         self._files = files
         self._durable = durable
@@ -143,9 +147,15 @@ class Opener:
         reserve = Reserve(directory, self._files, config.reserve_bytes)
         reserve.restore()
         journal = self._journal(identity, reserve)
-        store = Store(self._log(journal), store_limits(config), shard_count=identity.shard_count, node=config.node)
+        store = Store(
+            self._log(journal),
+            store_limits(config),
+            shard_count=identity.shard_count,
+            node=config.node,
+            clustered=self._clustered,
+        )
         checkpoints = CheckpointStore(directory, self._files)
-        replay = Salvage(store) if config.accept_loss else Replay(store)
+        replay = self._replay(store)
         report, quarantined = self._recover(replay, store, checkpoints, identity.directory_id)
         journal.start(report.end)
         for segment in journal.segments():
@@ -199,6 +209,11 @@ class Opener:
             settlements=Settlements(now_us, loop.call_later, loop.call_soon, linger_us=config.settle_linger_ms * 1000),
         )
         return self._commits_log
+
+    def _replay(self, store: Store) -> Replay:
+        if self._clustered:
+            return ClusterReplay(store)  # other nodes have copies of what is damaged here
+        return Salvage(store) if self._config.accept_loss else Replay(store)
 
     def _recover(
         self, replay: Replay, store: Store, checkpoints: CheckpointStore, directory_id: bytes

@@ -4,7 +4,21 @@ from importlib.metadata import version
 
 import click
 
-from ringpost.client.cli import bench, channel, completion, demo, group, lifecycle, messages, nodes, pub, sub, verify
+from ringpost.client.cli import (
+    bench,
+    channel,
+    cluster,
+    completion,
+    demo,
+    group,
+    lifecycle,
+    members,
+    messages,
+    nodes,
+    pub,
+    sub,
+    verify,
+)
 from ringpost.client.cli.command import Root
 
 
@@ -34,7 +48,8 @@ for _command in (
     channel.channel,
     group.group,
     messages.msg,
-    nodes.node,
+    members.node,
+    cluster.cluster,
     nodes.check,
     bench.bench,
     verify.verify,

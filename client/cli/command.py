@@ -12,7 +12,8 @@ import click
 import uvloop
 
 from ringpost.client import errors
-from ringpost.client.api import connect
+from ringpost.client.api import DEFAULT_TARGET, connect
+from ringpost.client.cli import local, local_cluster
 from ringpost.client.cli.local import LocalNodeError
 from ringpost.client.cli.output import Output
 from ringpost.client.cli.units import Place
@@ -94,16 +95,22 @@ def output_option(command: Command) -> Command:
     )(command)
 
 
+def _default_addr() -> str:
+    """The local cluster's addresses while it runs: the first node need not be alive."""
+    cluster = local_cluster.remembered(local.home())
+    return ",".join(cluster.addresses) if cluster is not None and cluster.running else DEFAULT_TARGET
+
+
 def addr_option(command: Command) -> Command:
     """Adds --addr."""
     return click.option(
         "--addr",
         envvar="RINGPOST_ADDR",
-        default="localhost:7400",
-        show_default=True,
+        default=_default_addr,
+        show_default="localhost:7400, or the cluster of `ringpost up`",
         show_envvar=True,
         metavar="HOST:PORT",
-        help="A node of the cluster.",
+        help="A node of the cluster, or several, separated by commas.",
     )(command)
 
 

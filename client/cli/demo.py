@@ -6,14 +6,16 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+import uvloop
 
 from ringpost.client.cli import corpus
-from ringpost.client.cli.command import async_command, output_option
+from ringpost.client.cli.command import output_option
 from ringpost.client.cli.demo_run import Demo, Verdict
+from ringpost.client.cli.demo_stage import Stage, stage
 from ringpost.client.cli.output import Output, progress
 from ringpost.client.cli.proof import Comparison
 from ringpost.client.cli.units import show_bytes, show_seconds
-from ringpost.client.testing.broker import BrokerFailed, BrokerProcess
+from ringpost.client.testing.broker import BrokerFailed
 
 _WORKERS = 3
 _QUICK_CHANNELS = 12
@@ -25,37 +27,24 @@ _QUICK_CHANNELS = 12
     "--workers", type=click.IntRange(1, 16), default=_WORKERS, show_default=True, help="Members of each group."
 )
 @output_option
-@async_command
-async def demo(quick: bool, workers: int, output: Output) -> None:
-    """Send Python's own standard library through a node that is killed, and prove that nothing was lost.
+def demo(quick: bool, workers: int, output: Output) -> None:
+    """Send Python's own standard library through a cluster that loses a node, and prove that nothing was lost.
 
-    Starts a private node; publishes every source line, one channel for each top-level package; reads all of it back
-    through durable groups and through a replaying subscriber; kills the node with SIGKILL in the middle; then
-    compares every file by SHA-256. Leaves nothing behind.
+    Starts three private nodes and an etcd (without one, three nodes in one process); publishes every source line, one
+    channel for each top-level package; reads all of it back through durable groups and through a replaying
+    subscriber; kills the owner of a busy channel with SIGKILL in the middle, and starts it again later; then compares
+    every file by SHA-256. Leaves nothing behind.
     """
     begin = time.perf_counter()
     sources = _sources(quick)
-    broker = BrokerProcess(node="demo")
     try:
-        broker.start()
-        run = Demo(broker.address, sources, workers, crash=lambda: _crash(broker))
-        with progress() as bar:
-            names = ("published", "replayed", "through groups")
-            tasks = [bar.add_task(name, total=run.lines, extra="") for name in names]
-
-            def tick(run: Demo) -> None:
-                extra = "  node killed" if run.crashed else ""
-                for task, count in zip(tasks, (run.published.total(), run.replayed, run.shared), strict=True):
-                    bar.update(task, completed=count, extra=extra)
-
-            run.tick = tick
-            await run.execute()
-        verdict = run.verdict()
+        with stage() as played:
+            run = Demo(played.address, sources, workers, crash=played.crash)
+            uvloop.run(_play(run))
+            verdict = run.verdict()
+            _report(run, verdict, played, time.perf_counter() - begin, output)
     except BrokerFailed as error:
         raise click.ClickException(str(error)) from None
-    finally:
-        broker.stop()
-    _report(run, verdict, time.perf_counter() - begin, output)
     if not verdict.ok:
         raise click.exceptions.Exit(1)
 
@@ -73,17 +62,28 @@ def _sources(quick: bool) -> list[corpus.Source]:
     return [source for source in sources if source.channel in names]
 
 
-def _crash(broker: BrokerProcess) -> None:
-    broker.kill()
-    broker.start()
+async def _play(run: Demo) -> None:
+    """The run, with a progress bar."""
+    with progress() as bar:
+        names = ("published", "replayed", "through groups")
+        tasks = [bar.add_task(name, total=run.lines, extra="") for name in names]
+
+        def tick(run: Demo) -> None:
+            extra = "  node killed" if run.crashed else ""
+            for task, count in zip(tasks, (run.published.total(), run.replayed, run.shared), strict=True):
+                bar.update(task, completed=count, extra=extra)
+
+        run.tick = tick
+        await run.execute()
 
 
-def _report(run: Demo, verdict: Verdict, seconds: float, output: Output) -> None:
+def _report(run: Demo, verdict: Verdict, played: Stage, seconds: float, output: Output) -> None:
     size = sum(len(source.content) for source in run.sources)
     files = sum(1 for source in run.sources if source.content)
     acks = run.ack_times.summary()
     levels = " / ".join(f"{level} on {count} node{'s' if count > 1 else ''}" for level, count in sorted(run.durability))
     rows: list[tuple[str, object]] = [
+        ("stage", played.title),
         ("input", f"{files:,} files of Python {platform.python_version()}, {run.lines:,} lines, {show_bytes(size)}"),
         ("channels", f"{len(run.channels)}, each with a durable group of {run.workers} workers and a replaying reader"),
         (
@@ -95,8 +95,9 @@ def _report(run: Demo, verdict: Verdict, seconds: float, output: Output) -> None
         ("ack time", f"p50 {show_seconds(acks.p50)}, p99 {show_seconds(acks.p99)} for up to 1,000 lines"),
         (
             "crash",
-            f"SIGKILL while publishing and reading; served again after {show_seconds(run.crash_seconds)},"
-            f" longest pause {show_seconds(run.pauses.longest)}",
+            f"SIGKILL to {run.victim} while publishing and reading; it served again after"
+            f" {show_seconds(run.crash_seconds)}, longest pause {show_seconds(run.pauses.longest)},"
+            f" of that channel {show_seconds(run.victim_pauses.longest)}",
         ),
         (
             "read back",
@@ -109,7 +110,7 @@ def _report(run: Demo, verdict: Verdict, seconds: float, output: Output) -> None
         ("total", show_seconds(seconds)),
         ("result", "PROVED: nothing lost, doubled or out of order" if verdict.ok else "FAILED"),
     ]
-    output.details(rows, _as_json(run, verdict, seconds))
+    output.details(rows, {"stage": played.title, **_as_json(run, verdict, seconds)})
     for comparison in (verdict.replay, verdict.group):
         for what in ("missing", "different", "unexpected"):
             for path in getattr(comparison, what)[:10]:
@@ -152,6 +153,8 @@ def _as_json(run: Demo, verdict: Verdict, seconds: float) -> dict[str, Any]:
         "total_seconds": round(seconds, 3),
         "crash_seconds": round(run.crash_seconds, 3),
         "longest_pause_seconds": round(run.pauses.longest, 3),
+        "victim": run.victim,
+        "victim_pause_seconds": round(run.victim_pauses.longest, 3),
         "ack_ms": run.ack_times.summary().as_ms(),
         "durability": sorted(level for level, _ in run.durability),
         **asdict(verdict),

@@ -1,9 +1,9 @@
-"""The work of `ringpost demo`: publish the library, read it back twice, kill the node in the middle, keep the books."""
+"""The work of `ringpost demo`: publish the library, read it back twice, kill a node in the middle, keep the books."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,7 +25,7 @@ _POLL_S = 0.05
 
 @dataclass
 class Demo:
-    """One run. `crash` ends the node with SIGKILL and starts it again; it blocks until the node serves.
+    """One run. `crash` ends the owner of a channel with SIGKILL and starts it again; it says who that was.
 
     Invariant: published[c] messages of channel c are acknowledged, in the order of the channel's files.
     """
@@ -33,13 +33,16 @@ class Demo:
     addr: str
     sources: list[Source]
     workers: int
-    crash: Callable[[], None]
+    crash: Callable[[Client, str], Awaitable[str]]
     tick: Callable[["Demo"], None] = lambda _: None
     published: Counter[str] = field(default_factory=Counter)
     ack_times: Samples = field(default_factory=Samples)
     durability: set[tuple[str, int]] = field(default_factory=set)
     crash_seconds: float = 0.0
+    victim: str = ""
+    # Between two acknowledgements: of all channels together, and of the channel whose owner was killed.
     pauses: Pauses = field(default_factory=Pauses)
+    victim_pauses: Pauses = field(default_factory=Pauses)
     publish_seconds: float = 0.0
     read_seconds: float = 0.0
     unsettled: int = 0
@@ -50,6 +53,7 @@ class Demo:
         self.replays = {channel: Replayed() for channel in self.channels}
         self.groups = {channel: Shared() for channel in self.channels}
         self._crash: asyncio.Task[None] | None = None
+        self._struck_channel = ""
 
     async def execute(self) -> None:
         """Everything at once; returns when all was read, or nothing more comes. Raises what the SDK raises."""
@@ -96,13 +100,17 @@ class Demo:
                 self.durability.update((receipt.durability, len(receipt.replicas)) for receipt in receipts)
                 self.published[channel] += sum(receipt.count for receipt in receipts)
                 self.pauses.event(now)
+                if channel == self._struck_channel:
+                    self.victim_pauses.event(now)
                 self.tick(self)
                 if self._crash is None and self.published.total() >= self.lines * _CRASH_AT:
-                    self._crash = tasks.create_task(self._crash_now())
+                    self._struck_channel = channel
+                    self.victim_pauses.event(now)
+                    self._crash = tasks.create_task(self._crash_now(mq, channel))
 
-    async def _crash_now(self) -> None:
+    async def _crash_now(self, mq: Client, channel: str) -> None:
         begin = time.perf_counter()
-        await asyncio.to_thread(self.crash)
+        self.victim = await self.crash(mq, channel)
         self.crash_seconds = time.perf_counter() - begin
 
     # -- reading --------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The bookkeeping of `ringpost verify`: who published what, who saw what, and what that proves. Pure.
 
 A *lane* is one producer on one channel; its messages are numbered from 0. The promises checked:
-- an acknowledged message is seen by the replaying reader exactly once, by the group at least once, and the broker's
-  books say in the end that the group has nothing left to do;
+- an acknowledged message is seen by the replaying reader exactly once, by each group at least once, and the broker's
+  books say in the end that no group has anything left to do;
 - the reader sees a lane's numbers in order, offsets rising, and each at the offset that its acknowledgement named;
 - a refused message (a definite error) is never seen;
 - the group does not see a message again whose ack was confirmed.
@@ -10,6 +10,7 @@ A *lane* is one producer on one channel; its messages are numbered from 0. The p
 
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -88,6 +89,8 @@ class Report:
     redelivered_after_ack: int
     longest_publish_pause: float
     longest_delivery_pause: float
+    # By channel: between two acknowledgements of the same channel.
+    channel_pauses: dict[str, float]
 
     @property
     def ok(self) -> bool:
@@ -110,15 +113,16 @@ class Pauses:
 
 
 class Ledger:
-    """One run's book. Lanes are named (channel, producer)."""
+    """One run's book. Lanes are named (channel, producer); `groups` are those that read every channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Sequence[str] = ("",)) -> None:
         self.damaged = 0
         self.publish_pauses = Pauses()
+        self.channel_pauses: dict[str, Pauses] = {}
         self.delivery_pauses = Pauses()
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._replay: dict[tuple[str, int], _Seen] = {}
-        self._group: dict[tuple[str, int], _Seen] = {}
+        self._groups: dict[str, dict[tuple[str, int], _Seen]] = {group: {} for group in groups}
         self._next_offset: dict[str, int] = {}
         self._duplicated = self._reordered = self._redelivered = self._after_ack = 0
 
@@ -139,6 +143,7 @@ class Ledger:
         lane = self._lanes[channel, producer]
         lane.fate[number], lane.offsets[number] = _ACKED, offset
         self.publish_pauses.event(now)
+        self.channel_pauses.setdefault(channel, Pauses()).event(now)
 
     def refused(self, channel: str, producer: int, number: int) -> None:
         """The broker answered a definite error: it must not be stored."""
@@ -159,9 +164,9 @@ class Ledger:
         seen.highest = max(seen.highest, number)
         self._next_offset[channel] = max(self._next_offset.get(channel, 0), offset + 1)
 
-    def group_got(self, channel: str, producer: int, number: int) -> None:
+    def group_got(self, channel: str, producer: int, number: int, group: str = "") -> None:
         """A member of the group was given it."""
-        seen = self._group.setdefault((channel, producer), _Seen())
+        seen = self._groups[group].setdefault((channel, producer), _Seen())
         seen.grow(number)
         if seen.marks[number] & _SETTLED:
             self._after_ack += 1
@@ -169,17 +174,18 @@ class Ledger:
             self._redelivered += 1
         seen.marks[number] |= _SEEN
 
-    def group_acked(self, channel: str, producer: int, number: int) -> None:
+    def group_acked(self, channel: str, producer: int, number: int, group: str = "") -> None:
         """The broker confirmed the group's ack."""
-        self._group[channel, producer].marks[number] |= _SETTLED
+        self._groups[group][channel, producer].marks[number] |= _SETTLED
 
     def missing(self) -> tuple[int, int]:
-        """Acknowledged messages that (the reader, the group) has not seen so far."""
-        replay = group = 0
+        """Acknowledged messages that (the reader, the groups) have not seen so far, summed over the groups."""
+        replay = grouped = 0
         for name, lane in self._lanes.items():
             replay += _count_missing(lane.fate, self._replay.get(name, _Seen()).marks)
-            group += _count_missing(lane.fate, self._group.get(name, _Seen()).marks)
-        return replay, group
+            for seen in self._groups.values():
+                grouped += _count_missing(lane.fate, seen.get(name, _Seen()).marks)
+        return replay, grouped
 
     def report(self, unsettled: int = 0) -> Report:
         """`unsettled`: what the broker's books say that the group has still to do."""
@@ -193,7 +199,9 @@ class Ledger:
             refused=refused,
             unanswered=sum(fate.count(0) for fate in fates),
             replayed=sum(len(seen.marks) - seen.marks.count(0) for seen in self._replay.values()),
-            group_acked=sum(seen.marks.count(_SEEN | _SETTLED) for seen in self._group.values()),
+            group_acked=sum(
+                seen.marks.count(_SEEN | _SETTLED) for group in self._groups.values() for seen in group.values()
+            ),
             redelivered=self._redelivered,
             lost=lost,
             lost_in_group=lost_in_group,
@@ -206,6 +214,7 @@ class Ledger:
             redelivered_after_ack=self._after_ack,
             longest_publish_pause=self.publish_pauses.longest,
             longest_delivery_pause=self.delivery_pauses.longest,
+            channel_pauses={name: pauses.longest for name, pauses in sorted(self.channel_pauses.items())},
         )
 
     def _misplaced(self) -> int:

@@ -11,8 +11,10 @@ import uvloop
 from click.core import ParameterSource
 
 from ringpost.client.api import connect
-from ringpost.client.cli import local
+from ringpost.client.cli import local, local_cluster
+from ringpost.client.cli.cluster_up import down_cluster, up_cluster
 from ringpost.client.cli.command import PATIENCE, output_option
+from ringpost.client.cli.local_cluster import Wanted
 from ringpost.client.cli.nodes import damage
 from ringpost.client.cli.output import Output, confirm, note
 from ringpost.client.cli.units import counted
@@ -28,14 +30,30 @@ DEFAULT_PORT = 7400
     type=click.IntRange(0, 65533),
     default=DEFAULT_PORT,
     show_default=True,
-    help="Port for clients; metrics and health get the port + 2. 0: any free ports.",
+    help="Port for clients; metrics and health get the port + 2. Each further node: 10 more. 0: any free ports.",
 )
-@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where messages are kept.")
+@click.option(
+    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where messages are kept (one node)."
+)
+@click.option("--nodes", type=click.IntRange(1, 64), help="Start a cluster of so many nodes, and an etcd for it.")
+@click.option("--zones", metavar="A,B,…", help="Zones that the cluster's nodes are in, in turn.")
+@click.option("--replication-factor", type=click.IntRange(1, 9), help="Copies of each shard in the cluster. [3]")
+@click.option("--in-process", is_flag=True, help="All nodes of the cluster in one process, without etcd.")
 @click.argument("settings", nargs=-1, type=click.UNPROCESSED, metavar="[-- SETTING...]")
 @output_option
 @click.pass_context
-def up(ctx: click.Context, port: int, data_dir: Path | None, settings: tuple[str, ...], output: Output) -> None:
-    """Start a node in the background.
+def up(
+    ctx: click.Context,
+    port: int,
+    data_dir: Path | None,
+    nodes: int | None,
+    zones: str | None,
+    replication_factor: int | None,
+    in_process: bool,
+    settings: tuple[str, ...],
+    output: Output,
+) -> None:
+    """Start a node, or a cluster of several, in the background.
 
     Its state is kept in $RINGPOST_HOME (default ~/.local/state/ringpost). When it runs already, this says so, and
     fails if another port or directory was asked for. What follows -- goes to the node as it is: see `ringpost serve
@@ -43,7 +61,20 @@ def up(ctx: click.Context, port: int, data_dir: Path | None, settings: tuple[str
     """
     wanted_port = None if ctx.get_parameter_source("port") is ParameterSource.DEFAULT else port
     folder = local.home()
+    if nodes is not None:
+        if data_dir is not None:
+            raise click.UsageError("--data-dir is for one node; a cluster keeps its data in $RINGPOST_HOME.")
+        if in_process and (zones or replication_factor):
+            raise click.UsageError("--in-process takes neither --zones nor --replication-factor.")
+        if settings:
+            raise click.UsageError("settings after -- are for one node.")
+        named = [zone.strip() for zone in (zones or "").split(",") if zone.strip()]
+        up_cluster(folder, Wanted(nodes, port, named, replication_factor or 0), in_process, output)
+        return
+    if zones or replication_factor or in_process:
+        raise click.UsageError("--zones, --replication-factor and --in-process are for a cluster: add --nodes 3.")
     with local.exclusive(folder):
+        _check_no_cluster(folder)
         node = local.remembered(folder)
         already = node is not None and local.running(node)
         if node is None or not already:
@@ -58,6 +89,15 @@ def up(ctx: click.Context, port: int, data_dir: Path | None, settings: tuple[str
     click.echo(f"A node {'already serves' if already else 'serves'} on {node.address} (process {node.pid}).")
     note(f"data: {node.data_dir} · log: {node.log} · metrics: http://{node.http_address}/metrics")
     note(_what_next(node.address))
+
+
+def _check_no_cluster(folder: Path) -> None:
+    cluster = local_cluster.remembered(folder)
+    if cluster is not None and cluster.running:
+        raise local.LocalNodeError(
+            f"A cluster of {len(cluster.nodes)} nodes runs in this home. `ringpost down` stops it; another"
+            " RINGPOST_HOME runs a node beside it."
+        )
 
 
 def _warn_of_damage(node: local.LocalNode) -> None:
@@ -106,12 +146,14 @@ def _what_next(address: str) -> str:
 @click.option("--purge", is_flag=True, help="Also remove all of its messages.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
 def down(purge: bool, yes: bool) -> None:
-    """Stop the node that `up` started.
+    """Stop the node or the cluster that `up` started.
 
     It finishes what it is doing first. Its messages stay, unless --purge is given.
     """
     folder = local.home()
     with local.exclusive(folder):
+        if down_cluster(folder, purge=purge, yes=yes):
+            return
         node = local.remembered(folder)
         data_dir = Path(node.data_dir) if node else folder / "data"
         if purge and data_dir.exists():

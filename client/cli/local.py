@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -26,6 +27,16 @@ STOP_SECONDS = 30.0
 
 class LocalNodeError(Exception):
     """The local node could not be started or stopped; the message says why and what to look at."""
+
+
+class Started(Protocol):
+    """A process that outlives this program. `started` tells it from another one with the same pid."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def started(self) -> float: ...
 
 
 ACCEPT_LOSS = "--accept-loss"
@@ -64,7 +75,7 @@ def remembered(folder: Path) -> LocalNode | None:
         return None
 
 
-def running(node: LocalNode | None) -> bool:
+def running(node: Started | None) -> bool:
     """Whether that very process is alive."""
     if node is None:
         return False
@@ -81,32 +92,43 @@ def start(folder: Path, data_dir: Path, listen: str, http_listen: str, settings:
 
     `settings` are more arguments of `ringpost serve`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "node.log"
     arguments = ["--data-dir", str(data_dir), "--listen", listen, "--http-listen", http_listen, *settings]
-    with log.open("ab") as output:
-        begin = output.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ringpost.node", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    serving = _await_serving(process, log, begin)
+    process, begin = spawn([sys.executable, "-m", "ringpost.node", *arguments], log)
+    (serving,) = await_serving(process, log, begin)
     node = LocalNode(
         pid=process.pid,
-        started=psutil.Process(process.pid).create_time(),
+        started=start_of(process),
         address=str(serving["listen"]),
         http_address=str(serving.get("http") or http_listen),
         data_dir=str(data_dir),
         log=str(log),
         settings=[setting for setting in settings if setting != ACCEPT_LOSS],
     )
-    _remember(folder, node)
+    remember(folder / "node.json", asdict(node))
+    return node
+
+
+def spawn(command: Sequence[str], log: Path) -> "tuple[subprocess.Popen[bytes], int]":
+    """Starts a program of its own session that writes to the end of `log`; also returns where its output begins."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        begin = output.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return process, begin
+
+
+def start_of(process: "subprocess.Popen[bytes]") -> float:
+    """When the process began, as the system tells it; it is left to itself from now on. Raises `LocalNodeError`."""
+    try:
+        started = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        raise LocalNodeError(f"Process {process.pid} ended at once.") from None
     # It is to outlive this program: without an end noted here, subprocess would complain that nobody waits for it.
     process.returncode = 0
-    return node
+    return started
 
 
 def restart(folder: Path) -> LocalNode:
@@ -118,18 +140,18 @@ def restart(folder: Path) -> LocalNode:
     return start(folder, Path(node.data_dir), node.address, node.http_address, node.settings)
 
 
-def stop(node: LocalNode) -> bool:
+def stop(node: Started) -> bool:
     """SIGTERM, and SIGKILL when it has not drained in time. True when it ended by itself."""
-    _signal(node, signal.SIGTERM)
+    send(node, signal.SIGTERM)
     if _await_end(node):
         return True
     kill(node)
     return False
 
 
-def kill(node: LocalNode) -> None:
+def kill(node: Started) -> None:
     """SIGKILL, and waits until the process is gone."""
-    _signal(node, signal.SIGKILL)
+    send(node, signal.SIGKILL)
     if not _await_end(node):
         raise LocalNodeError(f"Process {node.pid} does not die; is its disk hanging?")
 
@@ -153,13 +175,14 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _signal(node: LocalNode, number: signal.Signals) -> None:
+def send(node: Started, number: signal.Signals) -> None:
+    """Sends a signal, if that very process is alive."""
     if running(node):
         with contextlib.suppress(ProcessLookupError):
             os.kill(node.pid, number)
 
 
-def _await_end(node: LocalNode) -> bool:
+def _await_end(node: Started) -> bool:
     # Not psutil's wait: below an init that reaps nobody the process stays a zombie, which is dead enough.
     deadline = time.monotonic() + STOP_SECONDS
     while running(node):
@@ -169,28 +192,40 @@ def _await_end(node: LocalNode) -> bool:
     return True
 
 
-def _remember(folder: Path, node: LocalNode) -> None:
-    draft = folder / "node.json.new"
-    draft.write_text(json.dumps(asdict(node), indent=2))
-    draft.replace(folder / "node.json")
+def remember(path: Path, state: dict[str, object]) -> None:
+    """Writes a state file, whole or not at all."""
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(json.dumps(state, indent=2))
+    draft.replace(path)
 
 
-def _await_serving(process: "subprocess.Popen[bytes]", log: Path, begin: int) -> dict[str, object]:
-    """The node's line that says that it serves, looked for in the log from byte `begin` on."""
-    deadline = time.monotonic() + START_SECONDS
+def await_serving(
+    process: "subprocess.Popen[bytes]", log: Path, begin: int, nodes: int = 1, seconds: float = START_SECONDS
+) -> list[dict[str, object]]:
+    """The lines of `nodes` nodes that say that they serve, looked for in the log from byte `begin` on.
+
+    Raises `LocalNodeError`; then the process is gone.
+    """
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         ended = process.poll() is not None
-        for line in _lines(log, begin):
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "serving" and "listen" in event:
-                    return event
+        found = [event for line in _lines(log, begin) if (event := _serving(line)) is not None]
+        if len(found) >= nodes:
+            return found[:nodes]
         if ended:
             raise LocalNodeError(f"The node ended at once: {_last_words(log, begin)} (all of it: {log})")
         time.sleep(0.02)
     process.kill()
     process.wait()
-    raise LocalNodeError(f"The node did not serve within {START_SECONDS:.0f} s; see {log}")
+    raise LocalNodeError(f"The node did not serve within {seconds:.0f} s; see {log}")
+
+
+def _serving(line: bytes) -> dict[str, object] | None:
+    with contextlib.suppress(ValueError):
+        event = json.loads(line)
+        if isinstance(event, dict) and event.get("event") == "serving" and "listen" in event:
+            return event
+    return None
 
 
 def _lines(log: Path, begin: int) -> list[bytes]:

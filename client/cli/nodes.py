@@ -8,23 +8,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ringpost.client import errors
 from ringpost.client.api import Client, connect
-from ringpost.client.cli.command import PATIENCE, addr_option, async_command, output_option, remote
+from ringpost.client.cli.command import PATIENCE, Group, addr_option, async_command, output_option, remote
 from ringpost.client.cli.output import Output
 from ringpost.client.cli.units import counted, show_bytes, show_time
 from ringpost.v1 import cluster_pb2
 
 
-@click.group()
+@click.group(cls=Group)
 def node() -> None:
-    """The node that answers on --addr."""
+    """Nodes: the one that answers, all of the cluster, and the processes of `ringpost up`."""
 
 
 @node.command()
+@click.argument("name", metavar="[ID]", default="")
 @output_option
 @remote()
-async def info(mq: Client, output: Output) -> None:
-    """Show the node: state, durability, counts, memory, limits."""
-    found = await mq.node.info()
+async def info(mq: Client, name: str, output: Output) -> None:
+    """Show a node (default: the one that answers): state, durability, counts, memory, limits."""
+    found = await mq.node.info(node=name)
     limits = found.limits
     rows = [
         ("node", found.node),
@@ -115,7 +116,7 @@ async def check(addr: str, output: Output) -> None:
     try:
         async with connect(addr, options=PATIENCE) as mq:
             found = await mq.node.info()
-        unhealthy = await _unhealthy(addr)
+        unhealthy = await _unhealthy(found.address if "," in addr else addr)
     except errors.RingpostError as error:
         code, reasons, state = 2, [f"no answer from {addr}: {error.message}"], "unreachable"
     else:

@@ -1,58 +1,104 @@
 """`verify`: prove that the broker keeps its promises, also while it is killed."""
 
+import contextlib
+from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ringpost.client.cli import local
+from ringpost.client.cli import local, local_cluster
+from ringpost.client.cli.cluster_up import await_ready
 from ringpost.client.cli.command import addr_option, async_command, output_option
+from ringpost.client.cli.faults import Faults
 from ringpost.client.cli.ledger import HEAD_BYTES, Report
-from ringpost.client.cli.output import Output, progress
+from ringpost.client.cli.output import Output, note, progress
 from ringpost.client.cli.params import DURABILITY, duration, size
+from ringpost.client.cli.private import private_cluster
 from ringpost.client.cli.units import show_seconds
-from ringpost.client.cli.verify_run import Plan, Run
+from ringpost.client.cli.verify_run import HEAL_SECONDS, Plan, Run
 
 
 @click.command()
 @click.option("--seconds", type=duration, default="10s", show_default=True, help="How long to publish.")
 @click.option("--producers", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("--channels", type=click.IntRange(1, 256), default=4, show_default=True)
+@click.option("--groups", type=click.IntRange(1, 16), default=1, show_default=True, help="Groups on each channel.")
 @click.option("--rate", type=click.FloatRange(1), default=1000.0, show_default=True, help="Messages/s of a producer.")
 @click.option("--burst", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Messages sent at once.")
 @click.option("--size", type=size, default="128B", show_default=True, help=f"Of a message, at least {HEAD_BYTES}B.")
 @click.option("--durability", type=DURABILITY, default="quorum", show_default=True)
-@click.option("--kill", is_flag=True, help="SIGKILL and restart the node of `ringpost up` while running.")
-@click.option("--kills", type=click.IntRange(1, 1000), help="So many times (implies --kill; default 3).")
+@click.option("--nodes", type=click.IntRange(2, 9), help="On a cluster of its own, removed at the end.")
+@click.option("--kill", is_flag=True, help="SIGKILL and restart local nodes while running.")
+@click.option("--kills", type=click.IntRange(1, 1000), help="So many faults (implies --kill; one node: default 3).")
+@click.option("--pause", is_flag=True, help="Freeze nodes of a local cluster for 1 to 8 seconds while running.")
 @output_option
 @addr_option
 @async_command
-async def verify(output: Output, kill: bool, kills: int | None, size: int, **options: Any) -> None:
+async def verify(output: Output, nodes: int | None, addr: str, **options: Any) -> None:
     """Publish numbered messages, read them back, and report any that is lost, doubled or out of order.
 
-    Several producers write to channels made for this; a replaying subscriber and a durable group read them. Exit
-    code 0: every promise was kept. 1: one was broken.
+    Several producers write to channels made for this; a replaying subscriber and durable groups read them. Faults
+    strike the node or the cluster of `ringpost up`, one at a time, each healed before the next. Exit code 0: every
+    promise was kept. 1: one was broken.
     """
+    with contextlib.ExitStack() as stack:
+        folder = local.home()
+        if nodes is not None:
+            folder = stack.enter_context(private_cluster(nodes))
+            cluster = local_cluster.of_processes(folder)
+            addr = ",".join(cluster.addresses)
+            await await_ready(cluster.addresses)
+        await _verify(output, folder, addr=addr, **options)
+
+
+async def _verify(
+    output: Output, folder: Path, *, kill: bool, kills: int | None, pause: bool, size: int, **options: Any
+) -> None:
     if options["seconds"] == 0:
         raise click.UsageError("--seconds: above 0.")
     if size < HEAD_BYTES:
         raise click.UsageError(f"--size: at least {HEAD_BYTES}B, to hold a message's number.")
-    times = kills or (3 if kill else 0)
+    kinds = [kind for kind, wanted in (("kill", kill or kills), ("pause", pause)) if wanted]
+    faults = _faults(folder, options["addr"], kinds) if kinds else None
+    if pause and faults is None:
+        raise click.UsageError("--pause needs a local cluster of several nodes: `ringpost up --nodes 3`.")
+    times = kills or (3 if kill and faults is None else 0)
     plan = Plan(**options, size=size, kills=times)
-    killer = _killer(plan.addr) if times else None
-    if times and plan.durability == "memory":
+    killer = _killer(plan.addr) if times and faults is None else None
+    if kinds and plan.durability == "memory":
         raise click.UsageError("Memory durability promises nothing when the node is killed; use leader or quorum.")
     with progress() as bar:
         task = bar.add_task("verifying", total=round(plan.seconds * plan.rate * plan.producers), extra="")
-        run = Run(plan, kill=killer)
-        run.tick = lambda run: bar.update(
-            task, completed=run.ledger.tried, extra=f"node killed: {run.killed}" if times else ""
-        )
+        run = Run(plan, kill=killer, faults=faults)
+        run.tick = lambda run: bar.update(task, completed=run.ledger.tried, extra=_so_far(run, bool(kinds)))
         await run.execute()
     report = run.ledger.report(run.unsettled)
-    _print(report, plan, run.killed, output)
-    if not report.ok:
+    _print(report, run, output)
+    for channel in run.left:
+        note(f"Could not be removed: {channel}")
+    if not report.ok or run.unhealed:
         raise click.exceptions.Exit(1)
+
+
+def _so_far(run: Run, disturbed: bool) -> str:
+    if run.faults is not None:
+        return f"faults: {len(run.struck)}"
+    return f"node killed: {run.killed}" if disturbed else ""
+
+
+def _faults(folder: Path, addr: str, kinds: list[str]) -> Faults | None:
+    """The faults of the local cluster; None when there is none, so that there may be a single node to kill."""
+    cluster = local_cluster.remembered(folder)
+    if cluster is None or not cluster.running:
+        return None
+    if not {one.rpartition(":")[2] for one in addr.split(",")} <= {a.rpartition(":")[2] for a in cluster.addresses}:
+        raise click.UsageError(f"The faults would strike the local cluster, but --addr is {addr}.")
+    faults = Faults(folder, kinds)
+    if dead := faults.dead():
+        raise click.UsageError(f"{', '.join(dead)} must run before more is broken: `ringpost node start {dead[0]}`.")
+    return faults
 
 
 def _killer(addr: str) -> Any:
@@ -70,27 +116,54 @@ def _killer(addr: str) -> Any:
     return restart
 
 
-def _print(report: Report, plan: Plan, killed: int, output: Output) -> None:
+def _print(report: Report, run: Run, output: Output) -> None:
     rows: list[tuple[str, object]] = [
         ("published", f"{report.acked:,} acknowledged of {report.tried:,}"),
         ("without an answer", report.unanswered),
         ("refused", report.refused),
         ("replayed", report.replayed),
-        ("redelivered in the group", report.redelivered),
-        ("node killed", f"{killed} times" if killed != 1 else "once"),
+        ("redelivered in groups", report.redelivered),
+        *_disturbances(run),
         ("longest pause", f"{show_seconds(report.longest_publish_pause)} between two acknowledgements"),
+        ("", f"{show_seconds(max(report.channel_pauses.values(), default=0.0))} between two of the same channel"),
         ("", f"{show_seconds(report.longest_delivery_pause)} between two deliveries"),
         ("lost", report.lost),
-        ("lost in the group", report.lost_in_group + report.unsettled),
+        ("lost in groups", report.lost_in_group + report.unsettled),
         ("duplicated", report.duplicated),
         ("out of order", report.reordered),
         ("at another offset", report.misplaced),
         ("damaged", report.damaged),
         ("stored though refused", report.phantom),
         ("again after its ack", report.redelivered_after_ack),
-        ("verdict", "OK: every promise was kept" if report.ok else _fault(report)),
+        ("verdict", _verdict(report, run)),
     ]
-    output.details(rows, {"ok": report.ok, "killed": killed, **asdict(report), "parameters": asdict(plan)})
+    data = {
+        "ok": report.ok and not run.unhealed,
+        "killed": run.killed + sum(fault.kind == "kill" for fault in run.struck),
+        "faults": [asdict(fault) for fault in run.struck],
+        "longest_healing": run.longest_healing,
+        "unhealed": run.unhealed,
+        **asdict(report),
+        "parameters": asdict(run.plan),
+    }
+    output.details(rows, data)
+
+
+def _disturbances(run: Run) -> list[tuple[str, object]]:
+    if run.faults is None:
+        return [("node killed", f"{run.killed} times" if run.killed != 1 else "once")]
+    counts = Counter(fault.kind for fault in run.struck)
+    struck = ", ".join(f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in sorted(counts.items()))
+    healed = f"all copies in sync again within {show_seconds(run.longest_healing)}"
+    if run.unhealed:
+        healed = f"{run.unhealed} not healed within {show_seconds(HEAL_SECONDS)}"
+    return [("faults", f"{struck}; {healed}" if struck else "none")]
+
+
+def _verdict(report: Report, run: Run) -> str:
+    if report.ok and run.unhealed:
+        return "FAILED: nothing was lost, but the cluster did not become whole again"
+    return "OK: every promise was kept" if report.ok else _fault(report)
 
 
 def _fault(report: Report) -> str:

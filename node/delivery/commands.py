@@ -1,22 +1,22 @@
 """Checking and translating what a subscriber sends. Pure."""
 
+from collections.abc import Sequence
+
 from ringpost.node.errors import InvalidRequest
 from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Reject
+from ringpost.v1.common_pb2 import OffsetRange
 from ringpost.v1.subscribe_pb2 import Settle
 
 RANGES_MAX = 1_000
 NACK_DELAY_MS_MAX = 604_800_000
+FORWARDED_RANGES_MAX = 20_000  # what another node may send for a cumulative settlement of its client
 EXTEND_MS_MIN, EXTEND_MS_MAX = 1_000, 43_200_000
 REASON_BYTES_MAX = 1_024
 
 
-def check_settle(settle: Settle) -> None:
+def check_settle(settle: Settle, ranges_max: int = RANGES_MAX) -> None:
     """Raises InvalidRequest naming the field."""
-    if not 1 <= len(settle.ranges) <= RANGES_MAX:
-        raise InvalidRequest.of("settle.ranges", f"has {len(settle.ranges)} ranges, allowed are 1 to {RANGES_MAX}")
-    for i, pair in enumerate(settle.ranges):
-        if pair.first > pair.last:
-            raise InvalidRequest.of(f"settle.ranges[{i}]", f"first {pair.first} is above last {pair.last}")
+    check_ranges(settle.ranges, "settle.ranges", ranges_max)
     action = settle.WhichOneof("action")
     if action is None:
         raise InvalidRequest.of("settle.action", "is not set; allowed are ack, nack, extend, reject")
@@ -26,8 +26,23 @@ def check_settle(settle: Settle) -> None:
         )
     if action == "extend" and settle.extend.deadline_ms:
         _check_extend(settle.extend.deadline_ms)
-    if action == "reject" and len(settle.reject.reason.encode()) > REASON_BYTES_MAX:
-        raise InvalidRequest.of("settle.reject.reason", f"is longer than {REASON_BYTES_MAX} bytes")
+    if action == "reject":
+        check_reason(settle.reject.reason, "settle.reject.reason")
+
+
+def check_ranges(ranges: Sequence[OffsetRange], field: str, ranges_max: int = RANGES_MAX) -> None:
+    """Raises InvalidRequest for none, too many, or one that is turned round."""
+    if not 1 <= len(ranges) <= ranges_max:
+        raise InvalidRequest.of(field, f"has {len(ranges)} ranges, allowed are 1 to {ranges_max}")
+    for i, pair in enumerate(ranges):
+        if pair.first > pair.last:
+            raise InvalidRequest.of(f"{field}[{i}]", f"first {pair.first} is above last {pair.last}")
+
+
+def check_reason(reason: str, field: str) -> None:
+    """Raises InvalidRequest for a reject's reason that is too long."""
+    if len(reason.encode()) > REASON_BYTES_MAX:
+        raise InvalidRequest.of(field, f"is longer than {REASON_BYTES_MAX} bytes")
 
 
 def _check_extend(deadline_ms: int) -> None:

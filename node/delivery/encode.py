@@ -45,6 +45,39 @@ def piece(
     return b"".join((_BATCHES, varint(inner), facts, _BATCH, length)), batch
 
 
+def is_deliver(message: bytes) -> bool:
+    """Whether an encoded SubscribeResponse is a delivery."""
+    return message[:1] == _DELIVER
+
+
+def split_deliver(message: bytes) -> tuple[int, memoryview]:
+    """Subscription id and encoded batches of what `deliver` has made. Raises ValueError for anything else."""
+    _, at = _read_varint(message, 1)
+    if message[:1] != _DELIVER or message[at : at + 1] != _SUBSCRIPTION_ID:
+        raise ValueError("not a delivery as this program writes it")
+    number, at = _read_varint(message, at + 1)
+    return number, memoryview(message)[at:]
+
+
+def readdressed(subscription_id: int, batches: memoryview) -> bytes:
+    """The delivery of these encoded batches to another subscription."""
+    name = varint(subscription_id)
+    size = 1 + len(name) + len(batches)
+    return b"".join((_DELIVER, varint(size), _SUBSCRIPTION_ID, name, batches))
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while shift < 70 and at < len(message):
+        byte = message[at]
+        number |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return number, at
+        shift += 7
+    raise ValueError("a number does not end")
+
+
 def deliver(subscription_id: int, pieces: Sequence[Piece]) -> bytes:
     """An encoded SubscribeResponse with these batches."""
     name = varint(subscription_id)

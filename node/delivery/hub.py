@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringpost.node.delivery.encode import Piece, piece
+from ringpost.node.delivery.flow import Relay
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.shard.batch import Cutter
 from ringpost.node.shard.reading import Reading
@@ -13,6 +14,7 @@ from ringpost.node.shard.store import Store
 
 if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
+    from ringpost.node.delivery.subscription import Subscription
 
 _SHARED_MAX = 64
 _SHARED_BYTES_MAX = 512 << 10  # so all together hold at most 64 MiB
@@ -73,6 +75,10 @@ class Hub:
         self.sessions: set[Session] = set()
         self.subscriptions = 0
         self.draining = False
+        self.relay: Relay | None = None  # set where there are other nodes
+        # Whether nobody else can be the leader by now; where that is not sure, groups are given nothing.
+        self.may_deliver: Callable[[], bool] = lambda: True
+        self._held_back: set[Subscription] = set()
         self._members = 0
         self._pieces: dict[int, Piece] = {}
         self._messages: dict[tuple[int, ...], bytes] = {}
@@ -112,11 +118,34 @@ class Hub:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def hold_back(self, subscription: "Subscription") -> None:
+        """It waits until this node surely leads again."""
+        self._held_back.add(subscription)
+
     def beat(self) -> None:
         """To be called every half second: streams that were silent for long get a heartbeat."""
+        if self._held_back and self.may_deliver():
+            held, self._held_back = self._held_back, set()
+            for subscription in held:
+                subscription.advanced()
         now = asyncio.get_running_loop().time()
         for session in self.sessions:
             session.beat(now)
+
+    def changed(self) -> None:
+        """Leaderships may have gone: subscriptions of shards that this node does not lead any more move on."""
+        for session in tuple(self.sessions):
+            session.leaderships_changed()
+
+    def made_room(self) -> None:
+        """Commands may be read again."""
+        for session in self.sessions:
+            session.made_room()
+
+    @property
+    def clients_left(self) -> bool:
+        """Whether a client's stream is open."""
+        return any(not session.forwarded for session in self.sessions)
 
     def drain(self, grace_ms: int, retry_after_ms: int) -> None:
         """Tells every stream that it ends soon."""

@@ -8,14 +8,16 @@ import asyncio
 from collections import deque
 
 from ringpost.cluster.names import consumer_problem
-from ringpost.node.delivery.commands import check_settle, settle_action
+from ringpost.node.delivery.commands import RANGES_MAX, check_settle
 from ringpost.node.delivery.credit import CreditWindow
+from ringpost.node.delivery.flow import Flow
 from ringpost.node.delivery.hub import Hub
-from ringpost.node.delivery.opening import open_source
-from ringpost.node.delivery.sources import Membership
+from ringpost.node.delivery.opening import Opening, open_source
+from ringpost.node.delivery.sources import Cursor
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import Exhausted, InvalidRequest, NotFound, RingpostError, Unavailable
 from ringpost.node.groups.changes import Outcome
+from ringpost.node.shard.channel import Channel
 from ringpost.node.status import failure, known
 from ringpost.v1.common_pb2 import DrainNotice, OffsetRange
 from ringpost.v1.subscribe_pb2 import (
@@ -35,20 +37,25 @@ from ringpost.v1.subscribe_pb2 import Outcome as OutcomeMessage
 
 
 class Session:
-    """State of one stream.
+    """State of one stream, of a client or (`forwarded`) of another node, for which nothing is relayed again.
 
     Invariant: `queued_bytes` is the length of all messages in the queue. Nothing is collected while it is at the bound,
     and no command is read while it is, or while too many settlements are unanswered.
     """
 
+    forwarded = False
+    ranges_max = RANGES_MAX
+
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.subscriptions: dict[int, Subscription] = {}
+        self.subscriptions_max = hub.limits.subscriptions_per_stream
+        self.settlements_max = hub.limits.settlements_per_stream
+        self.subscriptions: dict[int, Flow] = {}
         self.queued_bytes = 0
         self.unanswered = 0
         self.ended: RingpostError | None = None
         self._queue: deque[bytes] = deque()
-        self._ready: deque[Subscription] = deque()
+        self._ready: deque[Flow] = deque()
         self._loop = asyncio.get_running_loop()
         self._something = asyncio.Event()
         self._room = asyncio.Event()
@@ -81,11 +88,18 @@ class Session:
 
     async def room(self) -> None:
         """Returns when another command may be read."""
+        relay = self.hub.relay
         while not (self.ended or self._closed) and (
-            self.queued_bytes >= self.hub.queue_bytes() or self.unanswered >= self.hub.limits.settlements_per_stream
+            self.queued_bytes >= self.hub.queue_bytes()
+            or self.unanswered >= self.settlements_max
+            or (relay is not None and relay.full)
         ):
             self._room.clear()
             await self._room.wait()
+
+    def made_room(self) -> None:
+        """Commands to other nodes can leave again."""
+        self._room.set()
 
     def half_close(self) -> None:
         """The client is done: leases go back, outstanding answers still leave."""
@@ -127,16 +141,17 @@ class Session:
 
     def send(self, message: SubscribeResponse) -> None:
         """Queues an event."""
-        self._put(message.SerializeToString())
+        self.put(message.SerializeToString())
 
-    def _put(self, message: bytes) -> None:
+    def put(self, message: bytes) -> None:
+        """Queues an encoded event."""
         self._queue.append(message)
         self.queued_bytes += len(message)
         self._something.set()
 
     # -- deliveries -------------------------------------------------------------------------------------------------
 
-    def ready(self, subscription: Subscription) -> None:
+    def ready(self, subscription: Flow) -> None:
         """The subscription may have something to send."""
         self._ready.append(subscription)
         self._schedule()
@@ -152,15 +167,15 @@ class Session:
         limit = self.hub.queue_bytes()
         delivery = min(self.hub.limits.delivery_bytes, limit)
         now = self.hub.store.log.clock()
-        members: list[Subscription] = []
+        members: list[Flow] = []
         while self._ready and self.queued_bytes < limit and self.ended is None:
             subscription = self._ready.popleft()
             message = subscription.collect(delivery, now)
             if message is None:
                 subscription.queued = False
                 continue
-            self._put(message)
-            (self._ready if subscription.membership is None else members).append(subscription)
+            self.put(message)
+            (members if subscription.takes_turns else self._ready).append(subscription)
         if members:
             self._ready.extend(members)
             self._schedule()
@@ -212,18 +227,61 @@ class Session:
             self._send_closed(number, error)
             return
         credit = CreditWindow(command.credit.messages, command.credit.bytes)
-        subscription = Subscription(self, number, command.consumer, credit)
-        self.subscriptions[number] = subscription
         self.hub.subscriptions += 1
         self._heartbeats_s[number] = (command.heartbeat_interval_ms or self.hub.limits.heartbeat_ms) / 1000
-        self.hub.spawn(self._begin(subscription, command))
+        if self.hub.relay is None or self.hub.relay.serves(command.channel):
+            self.serve(command, credit)
+        else:
+            self._relay(command, credit)
+
+    def serve(self, command: OpenSubscription, credit: CreditWindow, *, told: bool = False) -> None:
+        """This node serves the subscription from now on. `told`: the client knows already that it stands."""
+        subscription = Subscription(self, command.subscription_id, command.consumer, credit)
+        self.subscriptions[command.subscription_id] = subscription
+        self.hub.spawn(self._begin(subscription, command, told))
+
+    def _relay(self, command: OpenSubscription, credit: CreditWindow, *, told: bool = False) -> None:
+        """Another node serves it from now on; on another node's stream, that one must find the leader."""
+        relay, number = self.hub.relay, command.subscription_id
+        assert relay is not None, "there are other nodes"
+        flow = self.subscriptions[number] = relay.make(self, command, credit, told=told)
+        if self.forwarded:
+            self.close_subscription(flow, relay.refusal(command.channel))
+        else:
+            flow.start()
+
+    def leaderships_changed(self) -> None:
+        """What this node serves and no longer leads moves on."""
+        for flow in tuple(self.subscriptions.values()):
+            if isinstance(flow, Subscription) and flow.channel is not None and flow.source is not None:
+                self._check_leadership(flow, flow.channel)
+
+    def _check_leadership(self, subscription: Subscription, channel: Channel) -> None:
+        relay = self.hub.relay
+        if relay is None or self.hub.store.still_leads(channel.shard.number, subscription.epoch):
+            return
+        source = subscription.source
+        if self.forwarded:
+            self.close_subscription(subscription, relay.refusal(channel.name))
+        elif not isinstance(source, Cursor):
+            subscription.moved(f"the leader of channel {channel.name!r} has changed; open the subscription again")
+        else:
+            command = OpenSubscription(
+                subscription_id=subscription.number, channel=channel.name, consumer=subscription.consumer
+            )
+            command.start.offset = source.offset
+            subscription.close()
+            if relay.serves(channel.name):
+                self.serve(command, subscription.credit, told=True)
+            else:
+                self._relay(command, subscription.credit, told=True)
 
     def _check_open(self, command: OpenSubscription) -> None:
         if command.subscription_id == 0:
             raise InvalidRequest.of("open.subscription_id", "is 0; choose a number above 0")
-        if len(self.subscriptions) >= self.hub.limits.subscriptions_per_stream:
+        if len(self.subscriptions) >= self.subscriptions_max:
             raise Exhausted(
-                f"this stream has its {self.hub.limits.subscriptions_per_stream} subscriptions; open another stream",
+                f"this stream has its {self.subscriptions_max} subscriptions; open another stream",
                 reason="SUBSCRIPTION_LIMIT",
             )
         if command.heartbeat_interval_ms and not 1_000 <= command.heartbeat_interval_ms <= 300_000:
@@ -235,11 +293,20 @@ class Session:
         if self.hub.draining:
             raise Unavailable("the node is draining", reason="DRAINING", retry_after_ms=500)
 
-    async def _begin(self, subscription: Subscription, command: OpenSubscription) -> None:
+    async def _begin(self, subscription: Subscription, command: OpenSubscription, told: bool) -> None:
+        relay = self.hub.relay
+        opening: Opening | None = None
         try:
             opening = await open_source(self.hub, subscription, command)
         except Exception as error:
-            self.close_subscription(subscription, known(error))
+            if relay is None or relay.serves(command.channel):
+                self.close_subscription(subscription, known(error))
+                return
+        if opening is None or (relay is not None and not relay.serves(command.channel)):
+            if opening is not None:
+                opening.source.close()
+            if self.subscriptions.get(subscription.number) is subscription:
+                self._relay(command, subscription.credit, told=told)
             return
         if self.subscriptions.get(subscription.number) is not subscription:
             opening.source.close()  # closed meanwhile
@@ -249,28 +316,28 @@ class Session:
             gone = NotFound(f"channel {opening.channel.name!r} was deleted", reason="CHANNEL_DELETED")
             self.close_subscription(subscription, gone)
             return
-        shard = opening.channel.shard
-        self.send(
-            SubscribeResponse(
-                opened=Opened(
-                    subscription_id=subscription.number,
-                    next_offset=opening.next_offset,
-                    end_offset=opening.channel.end_offset,
-                    ack_deadline_ms=opening.ack_deadline_ms,
-                    owner=self.hub.node,
-                    epoch=shard.epoch,
-                )
-            )
-        )
+        if not told:
+            self._send_opened(subscription.number, opening)
         subscription.begin(opening.channel, opening.source)
 
-    def close_subscription(self, subscription: Subscription, error: RingpostError | None) -> None:
+    def _send_opened(self, number: int, opening: Opening) -> None:
+        opened = Opened(
+            subscription_id=number,
+            next_offset=opening.next_offset,
+            end_offset=opening.channel.end_offset,
+            ack_deadline_ms=opening.ack_deadline_ms,
+            owner=self.hub.node,
+            epoch=opening.channel.shard.epoch,
+        )
+        self.send(SubscribeResponse(opened=opened))
+
+    def close_subscription(self, subscription: Flow, error: RingpostError | None) -> None:
         """Ends a subscription and says so, if it has not ended before."""
         if self.subscriptions.get(subscription.number) is subscription:
             self._forget(subscription)
             self._send_closed(subscription.number, error)
 
-    def _forget(self, subscription: Subscription) -> None:
+    def _forget(self, subscription: Flow) -> None:
         del self.subscriptions[subscription.number]
         del self._heartbeats_s[subscription.number]
         self.hub.subscriptions -= 1
@@ -284,8 +351,8 @@ class Session:
 
     def _settle(self, settle: Settle) -> None:
         try:
-            membership = self._membership(settle.subscription_id)
-            check_settle(settle)
+            flow = self._grouped(settle.subscription_id)
+            check_settle(settle, self.ranges_max)
         except RingpostError as error:
             self._send_settled(settle.subscription_id, settle.correlation, error)
             return
@@ -297,18 +364,15 @@ class Session:
             self._room.set()
             self._send_settled(number, correlation, outcome)
 
-        ranges = [(pair.first, pair.last) for pair in settle.ranges]
-        unsent = membership.unsent if settle.cumulative else ()
-        membership.group.settle(membership.member, settle_action(settle), ranges, settle.cumulative, reply, unsent)
+        flow.settle(settle, reply)
 
-    def _membership(self, number: int) -> Membership:
+    def _grouped(self, number: int) -> Flow:
         subscription = self.subscriptions.get(number)
         if subscription is None:
             raise _no_subscription(number)
-        membership = subscription.membership
-        if membership is None:
+        if not subscription.grouped:
             raise InvalidRequest.of("settle.subscription_id", f"{number} has no group; only groups settle messages")
-        return membership
+        return subscription
 
     def _send_settled(
         self, number: int, correlation: int, outcome: list[tuple[int, int, Outcome]] | RingpostError
@@ -317,10 +381,7 @@ class Session:
         if isinstance(outcome, RingpostError):
             settled.failure.CopyFrom(failure(outcome))
         else:
-            counts = self.hub.counters.settled
             for first, last, verdict in outcome:
-                if verdict != Outcome.UNKNOWN:  # of which there may be 2**64
-                    counts[verdict.name] = counts.get(verdict.name, 0) + last - first + 1
                 name = OutcomeMessage.ValueType(verdict)
                 settled.results.append(SettledRange(range=OffsetRange(first=first, last=last), outcome=name))
         self.send(SubscribeResponse(settled=settled))

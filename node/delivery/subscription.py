@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING
 
 from crc32c import crc32c
 
+from ringpost.node.delivery.commands import settle_action
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import Piece, deliver, piece
+from ringpost.node.delivery.flow import SettleReply
 from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
-from ringpost.node.errors import NotFound, Unavailable
+from ringpost.node.errors import NotFound, RingpostError, Unavailable
+from ringpost.node.groups.changes import Outcome
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.index import LOST, Row
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.reading import read_ahead
 from ringpost.node.status import known
+from ringpost.v1.subscribe_pb2 import Settle
 
 if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
@@ -33,6 +37,7 @@ class Subscription:
         "channel",
         "consumer",
         "credit",
+        "epoch",
         "hub",
         "number",
         "queued",
@@ -48,6 +53,7 @@ class Subscription:
         self.credit = credit
         self.channel: Channel | None = None
         self.source: Source | None = None
+        self.epoch = 0  # of the leadership that serves it
         self.queued = False  # waits for its turn in the session
         self._reading = False
         self._pinned: dict[int, CachedFrame] = {}  # what was read for it, until it is sent
@@ -56,6 +62,7 @@ class Subscription:
         """From now on there are deliveries."""
         self.channel = channel
         self.source = source
+        self.epoch = channel.shard.epoch
         channel.watch(self)
         self.advanced()
 
@@ -82,12 +89,49 @@ class Subscription:
         """The group was moved: what was delivered before is another story, so the subscription begins anew."""
         self.session.close_subscription(self, Unavailable(message, reason="GROUP_MOVED", retry_after_ms=10))
 
+    # -- settling ---------------------------------------------------------------------------------------------------
+
+    @property
+    def membership(self) -> Membership | None:
+        """The group's side of it, None without a group."""
+        return self.source if isinstance(self.source, Membership) else None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it stands and is a member of a group."""
+        return isinstance(self.source, Membership)
+
+    takes_turns = grouped
+
+    def settle(self, settle: Settle, reply: SettleReply) -> None:
+        """Settles what this member holds; `reply` is called once."""
+        membership = self.membership
+        assert membership is not None, "grouped"
+
+        def counted(outcome: list[tuple[int, int, Outcome]] | RingpostError) -> None:
+            if not isinstance(outcome, RingpostError):
+                self._count_settled(outcome)
+            reply(outcome)
+
+        ranges = [(pair.first, pair.last) for pair in settle.ranges]
+        unsent = membership.unsent if settle.cumulative else ()
+        membership.group.settle(membership.member, settle_action(settle), ranges, settle.cumulative, counted, unsent)
+
+    def _count_settled(self, results: list[tuple[int, int, Outcome]]) -> None:
+        counts = self.hub.counters.settled
+        for first, last, verdict in results:
+            if verdict != Outcome.UNKNOWN:  # of which there may be 2**64
+                counts[verdict.name] = counts.get(verdict.name, 0) + last - first + 1
+
     # -- sending ----------------------------------------------------------------------------------------------------
 
     def collect(self, bytes_max: int, now_us: int) -> bytes | None:
         """One encoded delivery of about `bytes_max`, None when there is nothing to send now."""
         source, credit = self.source, self.credit
         if source is None or self._reading:
+            return None
+        if isinstance(source, Membership) and not self.hub.may_deliver():
+            self.hub.hold_back(self)
             return None
         while isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:
             self.session.gap(self, missing)
@@ -225,8 +269,3 @@ class Subscription:
 
     def _cannot_read(self, channel: Channel, row: Row, error: OSError) -> None:
         self.session.close_subscription(self, self.hub.reading.unreadable(channel, row, error))
-
-    @property
-    def membership(self) -> Membership | None:
-        """The group's side of it, None without a group."""
-        return self.source if isinstance(self.source, Membership) else None

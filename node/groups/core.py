@@ -146,7 +146,7 @@ class GroupCore:
         return leases
 
     def _fresh_end(self, end_offset: int) -> int:
-        if len(self._settled) + len(self._retries.failed) < self._fragments_max:
+        if not self.scattered:
             return end_offset
         return min(end_offset, self._not_fresh.end)
 
@@ -205,6 +205,31 @@ class GroupCore:
             if known < last:
                 request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
         return Verdict(request.results, request.change or None)
+
+    def settle_any(self, action: Ack | Reject, ranges: Iterable[Range], end_offset: int) -> Verdict:
+        """Acks or rejects what of `ranges` is not settled, whoever holds or held it, below the committed end.
+
+        DONE: not settled until now, also when another change that settles it is on its way. ALREADY: settled. UNKNOWN:
+        not below `end_offset`. Until the change is applied leases go on, and what is free may still be handed out.
+        """
+        request = _Request(0, action, 0, self._new_ticket())
+        for first, last in RangeSet(ranges):
+            known = min(last, end_offset - 1)
+            for settled_first, settled_last in self._settled.intersect(first, known):
+                if first < settled_first:
+                    request.close(first, settled_first - 1)
+                request.answer(settled_first, settled_last, Outcome.ALREADY)
+                first = settled_last + 1
+            if first <= known:
+                request.close(first, known)
+            if known < last:
+                request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
+        return Verdict(request.results, request.change or None)
+
+    @property
+    def scattered(self) -> bool:
+        """Whether there are as many settled and failed ranges as may be."""
+        return len(self._settled) + len(self._retries.failed) >= self._fragments_max
 
     def _settle_leased(self, request: "_Request", held: Held) -> None:
         action = request.action
@@ -325,6 +350,11 @@ class _Request:
         if self.results and self.results[-1][1] + 1 == first and self.results[-1][2] == outcome:
             first = self.results.pop()[0]
         self.results.append((first, last, outcome))
+
+    def close(self, first: int, last: int) -> None:
+        """To be settled whoever has it."""
+        self.include(first, last, 0)
+        self.answer(first, last, Outcome.DONE)
 
     def include(self, first: int, last: int, attempt: int) -> None:
         if isinstance(self.action, Ack):

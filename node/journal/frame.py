@@ -35,6 +35,12 @@ _ALL_FIELDS = struct.Struct("<4xBBHIIIIQQQqQQIQIQI8xI")
 Buffer = bytes | bytearray | memoryview
 
 
+FLAG_LOCAL = 2
+"""The frame is about this directory's copy of the shard: it has no place in the shard's chain and never travels."""
+FLAG_RESTORED = 4
+"""A DATA frame that came with a snapshot: behind its own place in the chain, which it therefore does not continue."""
+
+
 class FrameType(IntEnum):
     """What the body is. Numbers are on disk: never use one again for something else."""
 
@@ -44,6 +50,8 @@ class FrameType(IntEnum):
     GROUP = 4
     SETTLE = 5
     TRIM = 6
+    REPLICA = 7  # local: about this directory's copy
+    TRUNCATE = 8  # local: the shard's log ends at the frame's position, what follows it in the journal so far is void
 
 
 class FrameDamaged(Exception):  # noqa: N818

@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from ringpost.node.delivery.opening import resolve
 from ringpost.node.errors import InvalidRequest
@@ -61,9 +63,21 @@ class Channels(ChannelServiceServicer):
     @translated
     async def ListChannels(self, request: api.ListChannelsRequest, context: Context) -> api.ListChannelsResponse:
         size = page_size(request.page_size)
-        channels = self._store.page(request.prefix, decode_token(request.page_token), size)
+        channels = self._led(request.prefix, decode_token(request.page_token), size)
         token = encode_token(channels[-1].name) if len(channels) == size else ""
         return api.ListChannelsResponse(channels=[self.info(channel) for channel in channels], next_page_token=token)
+
+    def _led(self, prefix: str, after: str, size: int) -> list[Channel]:
+        """The next channels in shards that this node leads."""
+        found: list[Channel] = []
+        while len(found) < size:
+            wanted = size - len(found)
+            page = self._store.page(prefix, after, wanted)
+            found += [channel for channel in page if self._store.leads(channel.shard.number)]
+            if len(page) < wanted:
+                break
+            after = page[-1].name
+        return found
 
     @translated
     async def SetChannel(self, request: api.SetChannelRequest, context: Context) -> api.SetChannelResponse:
@@ -98,6 +112,14 @@ class Channels(ChannelServiceServicer):
             raise InvalidRequest.of(
                 "config.max_message_bytes", f"is {limits.max_message_bytes}, allowed are 1 to {greatest}, or 0"
             )
+
+
+def merge_channels(request: api.ListChannelsRequest, pages: Sequence[api.ListChannelsResponse]) -> Message:
+    """One page of the pages of several nodes."""
+    size = page_size(request.page_size)
+    rows = sorted((row for page in pages for row in page.channels), key=lambda row: row.name)[:size]
+    token = encode_token(rows[-1].name) if len(rows) == size else ""
+    return api.ListChannelsResponse(channels=rows, next_page_token=token)
 
 
 def page_size(wanted: int) -> int:

@@ -1,13 +1,17 @@
 """GroupService."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from ringpost.cluster.names import group_problem
+from ringpost.node.delivery.commands import check_ranges, check_reason
 from ringpost.node.delivery.opening import find_or_add, resolve, resolve_start
-from ringpost.node.errors import AlreadyExists, InvalidRequest
+from ringpost.node.errors import AlreadyExists, InvalidRequest, RingpostError
+from ringpost.node.groups.changes import Ack, Reject
 from ringpost.node.services.channels import decode_token, encode_token, page_size
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import (
@@ -16,6 +20,7 @@ from ringpost.node.shard.group import (
     MAX_IN_FLIGHT_MAX,
     Group,
     GroupSettings,
+    Results,
     add_group,
     delete_group,
     seek_group,
@@ -24,7 +29,9 @@ from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
 from ringpost.node.status import translated
 from ringpost.v1 import group_pb2 as api
+from ringpost.v1.common_pb2 import OffsetRange
 from ringpost.v1.group_pb2_grpc import GroupServiceServicer
+from ringpost.v1.subscribe_pb2 import Outcome, SettledRange
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -77,7 +84,8 @@ class Groups(GroupServiceServicer):
     def _channels(self, only: str, start: str) -> list[Channel]:
         if only:
             return [self._store.find(only)]
-        with_groups = {group.channel.name: group.channel for group in self._store.groups()}
+        led = (group.channel for group in self._store.groups() if self._store.leads(group.channel.shard.number))
+        with_groups = {channel.name: channel for channel in led}
         return [with_groups[name] for name in sorted(with_groups) if name >= start]
 
     @translated
@@ -99,16 +107,50 @@ class Groups(GroupServiceServicer):
         await done
         return api.DeleteGroupResponse()
 
-    def _find(self, channel: str, name: str) -> Group:
+    @translated
+    async def Settle(self, request: api.SettleMessagesRequest, context: Context) -> api.SettleMessagesResponse:
+        check_ranges(request.ranges, "ranges")
+        action = request.WhichOneof("action")
+        if action is None:
+            raise InvalidRequest.of("action", "is not set; allowed are ack, reject")
+        check_reason(request.reject.reason, "reject.reason")
+        group = self._find(request.channel, request.group, "group")
+        done: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
+
+        def reply(outcome: Results | RingpostError) -> None:
+            if done.done():
+                return
+            if isinstance(outcome, RingpostError):
+                done.set_exception(outcome)
+            else:
+                done.set_result(outcome)
+
+        ranges = [(pair.first, pair.last) for pair in request.ranges]
+        group.settle_any(Ack() if action == "ack" else Reject(request.reject.reason), ranges, reply)
+        results = [
+            SettledRange(range=OffsetRange(first=first, last=last), outcome=Outcome.ValueType(outcome))
+            for first, last, outcome in await done
+        ]
+        return api.SettleMessagesResponse(results=results)
+
+    def _find(self, channel: str, name: str, field: str = "name") -> Group:
         found = self._store.find(channel)
-        check_name(name)
+        check_name(name, field)
         return self._store.find_group(found, name)
 
 
-def check_name(name: str) -> None:
+def merge_groups(request: api.ListGroupsRequest, pages: Sequence[api.ListGroupsResponse]) -> Message:
+    """One page of the pages of several nodes."""
+    size = page_size(request.page_size)
+    rows = sorted((row for page in pages for row in page.groups), key=lambda row: (row.channel, row.name))[:size]
+    token = encode_token(f"{rows[-1].channel}{_BETWEEN}{rows[-1].name}") if len(rows) == size else ""
+    return api.ListGroupsResponse(groups=rows, next_page_token=token)
+
+
+def check_name(name: str, field: str = "name") -> None:
     """Raises InvalidRequest for what cannot be a group's name."""
     if (problem := group_problem(name)) is not None:
-        raise InvalidRequest.of("name", problem)
+        raise InvalidRequest.of(field, problem)
 
 
 def check_config(config: api.GroupConfig) -> None:

@@ -9,25 +9,24 @@ from google.protobuf.message import DecodeError
 
 from ringpost.internal.v1 import envelope_pb2 as envelope
 from ringpost.node import status
+from ringpost.node.delivery.encode import varint
 from ringpost.node.errors import Exhausted, InvalidRequest, Precondition, RingpostError, Unavailable
+from ringpost.node.routing.lane import Answer, Lane, Reply
+from ringpost.node.routing.lanes import Lanes
+from ringpost.node.services.publish_session import ForwardedSession, PublishLimits, PublishSession
 from ringpost.node.services.stream import RawContext, StreamGate, serve
 from ringpost.node.shard import batch as batches
 from ringpost.node.shard.shard import Publish, PublishReply, Stored
 from ringpost.node.shard.store import Store
-from ringpost.v1.common_pb2 import DrainNotice, Durability
-from ringpost.v1.publish_pb2 import PublishOpened, PublishResponse, PublishResult, PublishStreamResponse
+from ringpost.v1.common_pb2 import Durability
+from ringpost.v1.publish_pb2 import PublishResponse
 
 SERVICE = "ringpost.v1.PublisherService"
+PEER_STREAMS_MAX = 10_000
+PEER_STREAM_BATCHES = 4_096
+PEER_STREAM_BYTES = 64 << 20
 _BUSY_RETRY_MS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class PublishLimits:
-    """Counts and bytes, all above 0: of one stream, and of the whole node (not yet durable)."""
-
-    stream_batches: int = 256
-    stream_bytes: int = 16 << 20
-    node_bytes: int = 256 << 20
+_PUBLISH = b"\x12"  # PublishStreamRequest.publish, length-delimited
 
 
 @dataclass(slots=True)
@@ -49,6 +48,9 @@ class Publisher:
         self.gate = gate
         self.limits = limits
         self.node = node
+        self.lanes: Lanes | None = None  # set where there are other nodes
+        self.peer_gate = StreamGate(PEER_STREAMS_MAX)
+        self.peer_limits = PublishLimits(PEER_STREAM_BATCHES, PEER_STREAM_BYTES, limits.node_bytes)
         self.counters = PublishCounters()
         self.sessions: set[PublishSession] = set()
         self.draining = False
@@ -64,25 +66,30 @@ class Publisher:
             },
         )
 
+    def peer_handlers(self) -> grpc.GenericRpcHandler:
+        """The service as other nodes meet it."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Publish": grpc.unary_unary_rpc_method_handler(self.publish_forwarded),
+                "PublishStream": grpc.stream_stream_rpc_method_handler(self.forwarded_stream),
+            },
+        )
+
     # -- calls ------------------------------------------------------------------------------------------------------
 
     async def publish(self, message: bytes, context: RawContext) -> bytes:
         """The unary call."""
         try:
-            return await self._publish(message)
+            return await self._publish(message, self.lanes)
         except Exception as error:
             await status.abort(context, error)
 
-    async def _publish(self, message: bytes) -> bytes:
-        try:
-            request = envelope.PublishRequest.FromString(message)
-        except DecodeError:
-            raise InvalidRequest("the request is not an encoded ringpost.v1.PublishRequest") from None
-        if self.journal_full:
-            raise Exhausted("the node is busy, nothing was appended", retry_after_ms=_BUSY_RETRY_MS)
-        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+    async def _publish(self, message: bytes, lanes: Lanes | None) -> bytes:
+        request = _parsed(message)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        def reply(outcome: Stored | RingpostError) -> None:
+        def reply(outcome: Answer) -> None:
             if future.done():
                 return
             if isinstance(outcome, RingpostError):
@@ -90,12 +97,49 @@ class Publisher:
             else:
                 future.set_result(outcome)
 
-        self.accept(request, reply)
-        return self.response(await future).SerializeToString()
+        lane = None if lanes is None else lanes.lane_for(request.channel)
+        if self.journal_full or (lane is not None and lanes is not None and lanes.full(lane)):
+            raise Exhausted("the node is busy, nothing was appended", retry_after_ms=_BUSY_RETRY_MS)
+        if lanes is None:
+            self.accept(request, reply)
+        else:
+            self.route(lanes, lane, _as_command(message), request, reply)
+        answer = await future
+        assert not isinstance(answer, RingpostError), "errors are raised"
+        return self.response(answer).SerializeToString()
+
+    def route(
+        self, lanes: Lanes, lane: Lane | None, payload: bytes, request: envelope.PublishRequest, reply: Reply
+    ) -> None:
+        """Takes a batch here, or the way that `lanes` named for it; `reply` is called once."""
+        if lane is not None:
+            lanes.submit(lane, payload, request, reply)
+            return
+        guarded = lanes.guarded(payload, reply)
+        try:
+            self.accept(request, guarded)
+        except Exception as error:
+            guarded(status.known(error))
+
+    async def publish_forwarded(self, message: bytes, context: RawContext) -> bytes:
+        """The unary call on the peer port, where nothing is passed on."""
+        try:
+            assert self.lanes is not None, "there are peers"
+            request = _parsed(message)
+            router = self.lanes.router
+            if not router.here(router.shard(request.channel)):
+                raise router.refusal(router.shard(request.channel))
+            return await self._publish(message, None)
+        except Exception as error:
+            await status.abort(context, error)
 
     async def publish_stream(self, _requests: object, context: RawContext) -> None:
         """The stream."""
-        await serve(context, self.gate, lambda: PublishSession(self))
+        await serve(context, self.gate, lambda: PublishSession(self, self.limits))
+
+    async def forwarded_stream(self, _requests: object, context: RawContext) -> None:
+        """The stream of another node, which has its own bound on what it sends."""
+        await serve(context, self.peer_gate, lambda: ForwardedSession(self, self.peer_limits))
 
     @property
     def journal_full(self) -> bool:
@@ -110,8 +154,12 @@ class Publisher:
         """The journal has written something."""
         if self._held_up and not self.journal_full:
             self._held_up = False
-            for session in self.sessions:
-                session.made_room()
+            self.made_room_for_all()
+
+    def made_room_for_all(self) -> None:
+        """Streams that wait for room look again."""
+        for session in self.sessions:
+            session.made_room()
 
     def accept(self, request: envelope.PublishRequest, reply: PublishReply) -> None:
         """Checks and appends one batch; raises the definite errors, else calls `reply` once."""
@@ -170,14 +218,16 @@ class Publisher:
         counters.messages += count
         counters.bytes += len(batch)
 
-    def response(self, stored: Stored) -> PublishResponse:
-        """What a client is told of a stored batch."""
+    def response(self, stored: Stored | PublishResponse) -> PublishResponse:
+        """What a client is told of a stored batch: by this node, or by the leader that took it."""
+        if isinstance(stored, PublishResponse):
+            return stored
         return PublishResponse(
             channel=stored.channel,
             first_offset=stored.first_offset,
             count=stored.count,
             durability=stored.durability,
-            replicas=(self.node,),
+            replicas=stored.replicas or (self.node,),
             duplicate=stored.duplicate,
             append_time_us=stored.time_us,
             owner=self.node,
@@ -197,115 +247,19 @@ class Publisher:
         for session in tuple(self.sessions):
             session.end(Unavailable("the node is stopping", reason="DRAINING", retry_after_ms=500))
 
+    @property
+    def clients_left(self) -> bool:
+        """Whether a client's stream is open."""
+        return any(not session.forwarded for session in self.sessions)
 
-class PublishSession:
-    """One PublishStream. `unanswered` batches and bytes are those whose answer has not been taken for writing."""
 
-    def __init__(self, publisher: Publisher) -> None:
-        self.publisher = publisher
-        self.ended: RingpostError | None = None
-        self._results: list[tuple[int, int, Stored | RingpostError]] = []
-        self._unanswered = 0
-        self._unanswered_bytes = 0
-        self._half_closed = False
-        self._drain: DrainNotice | None = None
-        self._something = asyncio.Event()
-        self._room = asyncio.Event()
-        limits = publisher.limits
-        self._opened: PublishOpened | None = PublishOpened(
-            node=publisher.node,
-            max_unanswered_batches=limits.stream_batches,
-            max_unanswered_bytes=limits.stream_bytes,
-            max_batch_bytes=publisher.store.limits.max_batch_bytes,
-        )
-        publisher.sessions.add(self)
+def _parsed(message: bytes) -> envelope.PublishRequest:
+    try:
+        return envelope.PublishRequest.FromString(message)
+    except DecodeError:
+        raise InvalidRequest("the request is not an encoded ringpost.v1.PublishRequest") from None
 
-    def handle_raw(self, message: bytes) -> None:
-        """One batch: appended, or answered with its failure."""
-        try:
-            request = envelope.PublishStreamRequest.FromString(message)
-        except DecodeError:
-            self.end(InvalidRequest("the message is not an encoded ringpost.v1.PublishStreamRequest"))
-            return
-        if request.WhichOneof("command") is None:
-            self.end(InvalidRequest.of("command", "is not set; allowed is publish"))
-            return
-        correlation, size = request.correlation, len(message)
-        self._unanswered += 1
-        self._unanswered_bytes += size
 
-        def reply(outcome: Stored | RingpostError) -> None:
-            self._results.append((correlation, size, outcome))
-            self._something.set()
-
-        try:
-            self.publisher.accept(request.publish, reply)
-        except Exception as error:
-            self._results.append((correlation, size, status.known(error)))
-            self._something.set()
-
-    async def room(self) -> None:
-        """Returns when the stream and the node are below their bounds."""
-        limits = self.publisher.limits
-        while self.ended is None and not self._half_closed:
-            if self.publisher.journal_full:
-                self.publisher.hold_up()
-            elif self._unanswered < limits.stream_batches and self._unanswered_bytes < limits.stream_bytes:
-                return
-            self._room.clear()
-            await self._room.wait()
-
-    def made_room(self) -> None:
-        """The journal has room again."""
-        self._room.set()
-
-    def half_close(self) -> None:
-        """No more batches; outstanding answers still leave."""
-        self._half_closed = True
-        self._something.set()
-
-    def close(self) -> None:
-        """The stream is over; what is appended stays so."""
-        self.publisher.sessions.discard(self)
-        self._half_closed = True
-        self._room.set()
-
-    def end(self, error: RingpostError) -> None:
-        """Ends the stream with an error after the answers that are there."""
-        if self.ended is None:
-            self.ended = error
-        self._something.set()
-        self._room.set()
-
-    def drain(self, grace_ms: int, retry_after_ms: int) -> None:
-        """Says that the stream ends soon."""
-        self._drain = DrainNotice(message="the node is draining", grace_ms=grace_ms, retry_after_ms=retry_after_ms)
-        self._something.set()
-
-    async def next_message(self) -> bytes | None:
-        """All that is to be said now, in one message."""
-        while True:
-            if self._results or self._drain is not None or self._opened is not None:
-                return self._take().SerializeToString()
-            if self.ended is not None:
-                raise self.ended
-            if self._half_closed and not self._unanswered:
-                return None
-            self._something.clear()
-            await self._something.wait()
-
-    def _take(self) -> PublishStreamResponse:
-        results, self._results = self._results, []
-        message = PublishStreamResponse(opened=self._opened, drain=self._drain)
-        self._opened = self._drain = None
-        for correlation, size, outcome in results:
-            self._unanswered -= 1
-            self._unanswered_bytes -= size
-            message.results.append(self._result(correlation, outcome))
-        self._room.set()
-        return message
-
-    def _result(self, correlation: int, outcome: Stored | RingpostError) -> PublishResult:
-        if isinstance(outcome, RingpostError):
-            return PublishResult(correlation=correlation, failure=status.failure(outcome))
-        return PublishResult(correlation=correlation, stored=self.publisher.response(outcome))
+def _as_command(message: bytes) -> bytes:
+    """An encoded PublishRequest as a PublishStreamRequest."""
+    return b"".join((_PUBLISH, varint(len(message)), message))

@@ -7,8 +7,8 @@ from typing import Protocol
 from ringpost.internal.v1.record_pb2 import GroupRecord, SettleRecord
 from ringpost.internal.v1.record_pb2 import Retry as RetryRecord
 from ringpost.node import log
-from ringpost.node.errors import NotFound, RingpostError
-from ringpost.node.groups.changes import Action, Lease, Outcome, Retry, SettleChange, join
+from ringpost.node.errors import Exhausted, NotFound, RingpostError, Unavailable
+from ringpost.node.groups.changes import Ack, Action, Lease, Outcome, Reject, Retry, SettleChange, join
 from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.ranges import flatten, pairs
 from ringpost.node.journal.frame import FrameType
@@ -69,6 +69,7 @@ class Group:
         "core",
         "created_time_us",
         "held",
+        "made_at",
         "members",
         "name",
         "removed",
@@ -79,9 +80,17 @@ class Group:
     )
 
     def __init__(
-        self, channel: Channel, name: str, settings: GroupSettings, core: GroupCore, created_time_us: int
+        self,
+        channel: Channel,
+        name: str,
+        settings: GroupSettings,
+        core: GroupCore,
+        created_time_us: int,
+        made_at: int = 0,
     ) -> None:
+        """`made_at` is the position of the frame that makes it; 0: long committed."""
         self.channel = channel
+        self.made_at = made_at
         self.name = name
         self.settings = settings
         self.core = core
@@ -148,6 +157,27 @@ class Group:
         verdict = self.core.settle(member, action, ranges, cumulative, now, unsent)
         if verdict.change is None:
             self.arm(now)
+            reply(verdict.results)
+        else:
+            self._store(verdict.change, verdict.results, reply)
+
+    def settle_any(self, action: Ack | Reject, ranges: list[tuple[int, int]], reply: SettleReply) -> None:
+        """Settles whoever holds the messages; `reply` as for `settle`.
+
+        Raises NotFound when the group was deleted meanwhile; Unavailable and Exhausted, then nothing is changed.
+        """
+        _check_there(self)
+        if self.seeks:
+            raise Unavailable(
+                f"group {self.name!r} is being moved, nothing was settled", reason="GROUP_MOVED", retry_after_ms=50
+            )
+        if self.core.scattered:
+            raise Exhausted(
+                f"ranges: the settled messages of group {self.name!r} lie in too many pieces; settle from its low end",
+                reason="GROUP_SCATTERED",
+            )
+        verdict = self.core.settle_any(action, ranges, self.channel.end_offset)
+        if verdict.change is None:
             reply(verdict.results)
         else:
             self._store(verdict.change, verdict.results, reply)
@@ -238,6 +268,17 @@ class Group:
         self._kick()
         self.arm(now_us)
 
+    def retire(self, error: RingpostError) -> None:
+        """This node leads the shard no more: another object, perhaps on another node, is the group from now on."""
+        self.removed = True
+        waiting, self.unstored = self.unstored, []
+        held, self.held = self.held, []
+        for _, _, reply in waiting:
+            if reply is not None:
+                reply(error)
+        for *_, held_reply in held:
+            held_reply(error)
+
     def remove(self, reason: str, message: str) -> None:
         """The group is gone: members are told, nothing more is stored."""
         self.removed = True
@@ -295,7 +336,7 @@ def add_group(channel: Channel, name: str, settings: GroupSettings, start: int, 
     start = max(start, channel.first_offset)
     body = GroupRecord(name=name, config=settings.message(), create_at=start).SerializeToString()
     shard.log.append(shard, FrameType.GROUP, body, done, time_us=now, channel=channel.number)
-    group = Group(channel, name, settings, new_core(settings, start), now)
+    group = Group(channel, name, settings, new_core(settings, start), now, shard.position)
     channel.add_group(group)
     return group
 
@@ -317,14 +358,25 @@ def delete_group(group: Group, done: Done) -> None:
     shard = group.channel.shard
     now = _ready_for(group)
     body = GroupRecord(name=group.name, deleted=True).SerializeToString()
-    shard.log.append(shard, FrameType.GROUP, body, done, time_us=now, channel=group.channel.number)
+    number = group.channel.number
+    shard.log.append(shard, FrameType.GROUP, body, _deleted, group, done, time_us=now, channel=number)
+    shard.leaving_groups.add(group)
     group.channel.drop_group(group.name)
     group.remove("GROUP_DELETED", f"group {group.name!r} was deleted")
 
 
-def _ready_for(group: Group) -> int:
+def _deleted(error: RingpostError | None, group: Group, done: Done) -> None:
+    group.channel.shard.leaving_groups.discard(group)
+    done(error)
+
+
+def _check_there(group: Group) -> None:
     if group.removed:
         raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_NOT_FOUND")
+
+
+def _ready_for(group: Group) -> int:
+    _check_there(group)
     return group.channel.shard.ready_for(group.channel)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from crc32c import crc32c
 
-from ringpost.node.errors import Unavailable
+from ringpost.node.errors import RingpostError, Unavailable
 from ringpost.node.journal.cache import TailCache
 from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, encode_header, header_crc_of
 from ringpost.node.journal.pending import JournalFailed
@@ -73,8 +73,12 @@ class Log:
         producer: int = 0,
         producer_epoch: int = 0,
         base_sequence: int = 0,
+        at_durable: Callable[[RingpostError | None], None] | None = None,
     ) -> int:
-        """Gives the frame the shard's next position, queues `action` for its commit, and returns its address."""
+        """Gives the frame the shard's next position, queues `action` for its commit, and returns its address.
+
+        `at_durable`: called when it is fsynced here, only where that is earlier than the commit (in a cluster).
+        """
         position = shard.position + 1
         header = encode_header(
             type=kind,
@@ -102,7 +106,10 @@ class Log:
         crc = header_crc_of(header)
         shard.position = position
         shard.last_crc = crc
-        self.commits.add(Waiting(address, shard, position, crc, action, args))
+        if shard.replicated is None:
+            self.commits.add(Waiting(address, shard, position, crc, action, args))
+        else:
+            shard.replicated.appended(address, header, body, action, args, at_durable)
         return address
 
 

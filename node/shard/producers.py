@@ -45,6 +45,10 @@ class Producer:
         self.next_sequence = first + count
         self.last_time_us = time_us
 
+    def copy(self) -> "Producer":
+        """One that changes by itself."""
+        return Producer(self.epoch, self.next_sequence, self.last_time_us, self.runs)
+
     def offset_of(self, first: int, count: int) -> int | None:
         """Where a stored batch begins, or None when that is no longer known."""
         for run in reversed(self.runs):
@@ -56,10 +60,12 @@ class Producer:
 class ProducerTable:
     """All producers of a channel that spoke within the last day, at most 10,000, the longest silent first."""
 
-    __slots__ = ("_producers",)
+    __slots__ = ("_ahead", "_producers")
 
     def __init__(self) -> None:
         self._producers: dict[int, Producer] = {}
+        # In a cluster: producers with batches that are appended and not committed, as of the append, and how many.
+        self._ahead: dict[int, tuple[Producer, int]] = {}
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -70,7 +76,8 @@ class ProducerTable:
         Raises Precondition (PRODUCER_FENCED, UNKNOWN_PRODUCER, SEQUENCE_GAP) and AlreadyExists
         (DUPLICATE_TOO_OLD); nothing is changed.
         """
-        known = self._producers.get(producer)
+        ahead = self._ahead.get(producer)
+        known = self._producers.get(producer) if ahead is None else ahead[0]
         if known is None or known.last_time_us + SILENCE_US_MAX < now_us:
             return self._check_first(first)
         if epoch < known.epoch:
@@ -118,6 +125,27 @@ class ProducerTable:
         self._producers[producer] = known
         if epoch == known.epoch and first >= known.next_sequence:
             known.stored(first, count, offset, time_us)
+
+    def appended(self, producer: int, epoch: int, first: int, count: int, offset: int, time_us: int) -> None:
+        """In place of `stored`, where an appended batch may yet be lost: counts for `check` at once, for the rest when
+        it is `committed`."""
+        state, waiting = self._ahead.get(producer) or (None, 0)
+        if state is None:
+            known = self._producers.get(producer)
+            state = Producer(epoch) if known is None else known.copy()
+        if epoch > state.epoch or (first == 0 and state.last_time_us + SILENCE_US_MAX < time_us):
+            state = Producer(epoch)
+        state.stored(first, count, offset, time_us)
+        self._ahead[producer] = (state, waiting + 1)
+
+    def committed(self, producer: int, epoch: int, first: int, count: int, offset: int, time_us: int) -> None:
+        """An appended batch is committed."""
+        self.stored(producer, epoch, first, count, offset, time_us)
+        state, waiting = self._ahead[producer]
+        if waiting == 1:
+            del self._ahead[producer]
+        else:
+            self._ahead[producer] = (state, waiting - 1)
 
     def lost(self, producer: int, epoch: int, first: int, count: int, time_us: int) -> None:
         """A stored batch is lost: the producer goes on behind it, and is not told of offsets if it sends it again."""

@@ -7,25 +7,18 @@ not applied and it serves nothing. Nothing is ever skipped silently.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from ringpost.internal.v1.record_pb2 import (
-    ChannelRecord,
-    ChannelSnapshot,
-    GroupRecord,
-    GroupSnapshot,
-    SettleRecord,
-    ShardSnapshot,
-    TrimRecord,
-)
+from ringpost.internal.v1.record_pb2 import ChannelSnapshot, GroupSnapshot, ShardSnapshot
 from ringpost.node.groups.changes import Retry
 from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.ranges import pairs
 from ringpost.node.journal.checkpoint import CheckpointDamaged
-from ringpost.node.journal.frame import FLAG_REWRITTEN, FRAME_OVERHEAD, FrameType, Header
+from ringpost.node.journal.frame import FLAG_REWRITTEN, Header
 from ringpost.node.journal.index import FrameIndex
+from ringpost.node.shard.apply import apply_frame
 from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.group import Group, GroupSettings, decode_settle, new_core
+from ringpost.node.shard.group import Group, GroupSettings
 from ringpost.node.shard.producers import Producer, ProducerTable, Run
-from ringpost.node.shard.shard import Shard, apply_delete, apply_trim
+from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.store import Store
 
 
@@ -75,11 +68,7 @@ class Replay:
     def visit(self, header: Header, address: int, body: bytes | memoryview, body_ok: bool) -> None:
         """One frame, in the order of the journal."""
         self.frames += 1
-        if header.shard >= len(self._store.shards):
-            raise CheckpointDamaged(
-                f"the frame at journal address {address:#x} names shard {header.shard} of {len(self._store.shards)}"
-            )
-        shard = self._store.shards[header.shard]
+        shard = self._shard_of(header, address)
         if header.flags & FLAG_REWRITTEN:
             self._moved(shard, header, address, body_ok)
             return
@@ -92,7 +81,7 @@ class Replay:
             return
         problem = self._chain_problem(shard, header, body_ok)
         if problem is None:
-            problem = self._apply(shard, header, address, body)
+            problem = apply_frame(shard, header, address, body, self._store)
         if problem is not None and not self._step_over(shard, header, address, body if body_ok else None, problem):
             return
         shard.position = shard.committed = header.position
@@ -100,6 +89,13 @@ class Replay:
         shard.started_epoch = shard.epoch = header.epoch
         shard.last_time_us = max(shard.last_time_us, header.time_us)
         self._last_address[shard.number] = address
+
+    def _shard_of(self, header: Header, address: int) -> Shard:
+        if header.shard >= len(self._store.shards):
+            raise CheckpointDamaged(
+                f"the frame at journal address {address:#x} names shard {header.shard} of {len(self._store.shards)}"
+            )
+        return self._store.shards[header.shard]
 
     def _step_over(
         self,
@@ -143,87 +139,6 @@ class Replay:
             return
         channel.index.move(old.base, address)
         self._store.log.ledger.move(old.address, address, old.length)
-
-    def _apply(self, shard: Shard, header: Header, address: int, body: bytes | memoryview) -> str | None:
-        kind = header.type
-        if kind == FrameType.DATA:
-            return self._apply_data(shard, header, address)
-        if kind == FrameType.EPOCH_START:
-            return None
-        if kind == FrameType.CONFIG:
-            return self._apply_config(shard, header, ChannelRecord.FromString(bytes(body)))
-        channel = shard.channels.get(header.channel)
-        if channel is None:
-            return f"position {header.position} is for channel {header.channel}, which does not exist"
-        if kind == FrameType.TRIM:
-            first = TrimRecord.FromString(bytes(body)).first_offset
-            channel.trim_to = max(channel.trim_to, first)
-            apply_trim(channel, first)
-        elif kind == FrameType.GROUP:
-            self._apply_group(channel, header, GroupRecord.FromString(bytes(body)))
-        elif kind == FrameType.SETTLE:
-            record = SettleRecord.FromString(bytes(body))
-            group = (channel.groups or {}).get(record.group)
-            if group is not None:
-                group.core.apply(decode_settle(record))
-        else:
-            return f"position {header.position} has type {kind}, which this version does not know"
-        return None
-
-    def _apply_data(self, shard: Shard, header: Header, address: int) -> str | None:
-        channel = shard.channels.get(header.channel)
-        if channel is None:
-            return f"position {header.position} is for channel {header.channel}, which does not exist"
-        if header.base_offset != channel.next_offset:
-            return f"offset {header.base_offset} of channel {channel.name!r} follows {channel.next_offset - 1}"
-        length = FRAME_OVERHEAD + header.body_length
-        channel.index.append(header.base_offset, address, length)
-        channel.stored_bytes += length
-        channel.next_offset = channel.end_offset = header.base_offset + header.count
-        self._store.log.ledger.add(address, length)
-        if header.producer:
-            if channel.producers is None:
-                channel.producers = ProducerTable()
-            channel.producers.stored(
-                header.producer,
-                header.producer_epoch,
-                header.base_sequence,
-                header.count,
-                header.base_offset,
-                header.time_us,
-            )
-        return None
-
-    def _apply_config(self, shard: Shard, header: Header, record: ChannelRecord) -> str | None:
-        limits = ChannelLimits().changed(record.config)
-        if record.channel == 0:
-            channel = Channel(shard, header.position, record.name, limits, header.time_us)
-            shard.channels[channel.number] = channel
-            self._store.include(channel)
-            return None
-        known = shard.channels.get(record.channel)
-        if known is None:
-            return f"position {header.position} changes channel {record.channel}, which does not exist"
-        if record.deleted:
-            self._store.exclude(known)
-            apply_delete(known)
-        else:
-            known.limits = known.next_limits = limits
-            self._store.note_limits(known)
-        return None
-
-    @staticmethod
-    def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
-        group = (channel.groups or {}).get(record.name)
-        change = record.WhichOneof("change")
-        if change == "deleted":
-            channel.drop_group(record.name)
-        elif change == "create_at" and group is None:
-            settings = GroupSettings.of(record.config)
-            core = new_core(settings, max(record.create_at, channel.first_offset))
-            channel.add_group(Group(channel, record.name, settings, core, header.time_us))
-        elif change == "seek_to" and group is not None:
-            group.core.seek(max(record.seek_to, channel.first_offset))
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ringpost.internal.v1.record_pb2 import ChannelRecord
 from ringpost.node.journal.frame import FLAG_REWRITTEN, FrameType, Header
 from ringpost.node.journal.index import LOST, Row
 from ringpost.node.journal.segment import address_of, segment_of
+from ringpost.node.shard.apply import apply_frame
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.producers import ProducerTable
 from ringpost.node.shard.replay import Damaged, Replay
@@ -98,7 +99,7 @@ class Salvage(Replay):
             return True
         self._quarantine(shard, address, problem)
         if body is not None:
-            misfit = self._apply(shard, header, address, body)
+            misfit = apply_frame(shard, header, address, body, self._store)
             if misfit is not None and misfit != problem:
                 self._quarantine(shard, address, misfit)
         return True
@@ -111,7 +112,7 @@ class Salvage(Replay):
             return
         self._lose_up_to(channel, header.base_offset, problem)
         if body is not None:
-            self._apply(shard, header, address, body)
+            apply_frame(shard, header, address, body, self._store)
             return
         self._lose_up_to(channel, header.base_offset + header.count, problem)
         if header.producer:

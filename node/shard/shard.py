@@ -5,16 +5,21 @@ given at append; what the API shows (end offsets, configuration, groups' progres
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringpost.internal.v1.record_pb2 import ChannelRecord, EpochStart, TrimRecord
-from ringpost.node.errors import DataLoss, NotFound, OutOfRange, RingpostError
+from ringpost.node.errors import DataLoss, NotFound, NotLeader, OutOfRange, RingpostError
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.log import Log, frame_length
 from ringpost.node.shard.producers import ProducerTable
 from ringpost.v1.common_pb2 import Durability
+
+if TYPE_CHECKING:
+    from ringpost.node.shard.group import Group
+    from ringpost.node.shard.replicated import ReplicatedLog
 
 
 class Stored(NamedTuple):
@@ -27,6 +32,7 @@ class Stored(NamedTuple):
     time_us: int
     epoch: int
     duplicate: bool
+    replicas: tuple[str, ...] = ()
 
 
 class Publish(NamedTuple):
@@ -41,6 +47,8 @@ class Publish(NamedTuple):
     first_sequence: int = 0
 
 
+NOT_LEADER_RETRY_MS = 50
+AtDurable = Callable[[RingpostError | None], None]
 PublishReply = Callable[[Stored | RingpostError], None]
 Done = Callable[[RingpostError | None], None]
 
@@ -48,7 +56,9 @@ Done = Callable[[RingpostError | None], None]
 class Shard:
     """One shard. Invariant: committed <= position; frames have positions 1, 2, 3 … without a gap."""
 
-    def __init__(self, number: int, log: Log, *, node: str) -> None:
+    def __init__(self, number: int, log: Log, *, node: str, clustered: bool = False) -> None:
+        """`clustered`: it is served only while `replicated` says so."""
+        self.clustered = clustered
         self.number = number
         self.log = log
         self.node = node
@@ -62,7 +72,9 @@ class Shard:
         self.last_time_us = 0
         self.channels: dict[int, Channel] = {}
         self.group_count = 0
+        self.leaving_groups: set[Group] = set()  # deleted by a frame that is not committed
         self.quarantined = ""
+        self.replicated: ReplicatedLog | None = None  # in a cluster, where this node has a copy
 
     def lead(self, epoch: int, session: int) -> None:
         """This node leads the shard in `epoch`; the EPOCH_START frame is written with the first change."""
@@ -80,6 +92,22 @@ class Shard:
                 metadata={"shard": str(self.number)},
             )
 
+    @property
+    def serving(self) -> bool:
+        """Whether this node serves the shard now: it leads it, and nobody is about to take over."""
+        return not self.clustered if self.replicated is None else self.replicated.serving
+
+    def check_serving(self) -> None:
+        """Raises Unavailable (NOT_LEADER) when this node does not lead the shard now."""
+        if not self.serving:
+            message = f"shard {self.number} is not served by node {self.node!r} now; nothing was changed"
+            raise NotLeader.of(message, shard=self.number, leader="", epoch=self.epoch)
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """The nodes that have fsynced what is committed."""
+        return (self.node,) if self.replicated is None else self.replicated.holders
+
     def now_us(self) -> int:
         """The leader's stamp: the clock, but never falling."""
         self.last_time_us = max(self.last_time_us, self.log.clock())
@@ -88,6 +116,7 @@ class Shard:
     def ready(self) -> int:
         """To be called before each append: checks, starts the epoch if need be, returns the time."""
         self.check_writable()
+        self.check_serving()
         now = self.now_us()
         if self.started_epoch != self.epoch:
             self.started_epoch = self.epoch
@@ -130,27 +159,35 @@ class Shard:
 
     def _answer_repeat(self, channel: Channel, publish: Publish, offset: int, reply: PublishReply) -> None:
         durability = publish.durability
-        stored = Stored(channel.name, offset, publish.count, durability, 0, self.epoch, True)
+        stored = Stored(channel.name, offset, publish.count, durability, 0, self.epoch, True, self.holders)
         if durability == Durability.DURABILITY_MEMORY or offset + publish.count <= channel.end_offset:
             reply(stored)
-        else:
+        elif self.replicated is None:
             self.log.commits.after_all(_reply, reply, stored)
+        else:
+            self.replicated.after_tail(_reply, reply, stored)
 
     def _append_batch(self, channel: Channel, publish: Publish, now: int, reply: PublishReply) -> None:
-        batch, count = publish.batch, publish.count
+        batch, count, durability = publish.batch, publish.count, publish.durability
         first = channel.next_offset
         end = first + count
-        stored = Stored(channel.name, first, count, publish.durability, now, self.epoch, False)
-        early = publish.durability == Durability.DURABILITY_MEMORY
+        stored = Stored(channel.name, first, count, durability, now, self.epoch, False)
+        at_commit: PublishReply | None = reply
+        at_durable: AtDurable | None = None
+        if durability == Durability.DURABILITY_MEMORY:
+            at_commit = None
+        elif durability == Durability.DURABILITY_LEADER and self.replicated is not None:
+            at_commit, at_durable = None, partial(_reply, reply=reply, stored=stored._replace(replicas=(self.node,)))
         address = self.log.append(
             self,
             FrameType.DATA,
             batch,
-            _batch_committed,
+            _batch_committed if self.replicated is None else _batch_replicated,
             channel,
             end,
-            None if early else reply,
+            at_commit,
             stored,
+            *(() if self.replicated is None else (publish,)),
             time_us=now,
             body_crc=publish.crc,
             channel=channel.number,
@@ -159,10 +196,11 @@ class Shard:
             producer=publish.producer,
             producer_epoch=publish.producer_epoch,
             base_sequence=publish.first_sequence,
+            at_durable=at_durable,
         )
         self._note_batch(channel, publish, first, address, now)
-        if early:
-            reply(stored)
+        if durability == Durability.DURABILITY_MEMORY:
+            reply(stored._replace(replicas=(self.node,)))
 
     def _note_batch(self, channel: Channel, publish: Publish, first: int, address: int, now: int) -> None:
         length = frame_length(publish.batch)
@@ -176,9 +214,8 @@ class Shard:
         self.log.cache.put(address, length, frame)
         if publish.producer:
             assert channel.producers is not None, "made by the check"
-            channel.producers.stored(
-                publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, first, now
-            )
+            note = channel.producers.stored if self.replicated is None else channel.producers.appended
+            note(publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, first, now)
 
     # -- channels ---------------------------------------------------------------------------------------------------
 
@@ -266,6 +303,29 @@ def _nothing(error: RingpostError | None) -> None:
 
 def _reply(error: RingpostError | None, reply: PublishReply, stored: Stored) -> None:
     reply(stored if error is None else error)
+
+
+def _batch_replicated(
+    error: RingpostError | None,
+    channel: Channel,
+    end: int,
+    reply: PublishReply | None,
+    stored: Stored,
+    publish: Publish,
+) -> None:
+    """`_batch_committed` in a cluster: the producer's numbers count from now on, and the answer names the copies."""
+    if error is None:
+        if publish.producer and channel.producers is not None:
+            channel.producers.committed(
+                publish.producer,
+                publish.producer_epoch,
+                publish.first_sequence,
+                publish.count,
+                stored.first_offset,
+                stored.time_us,
+            )
+        stored = stored._replace(replicas=channel.shard.holders)
+    _batch_committed(error, channel, end, reply, stored)
 
 
 def _batch_committed(

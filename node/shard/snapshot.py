@@ -1,8 +1,9 @@
 """From memory to a checkpoint: each shard as its committed frames left it.
 
 A snapshot is taken between two events of the loop, shard by shard; frames that commit later are read again at the next
-start. Producers are an exception: they change at append, so a snapshot may know batches whose frames come after it.
-Reading those again changes nothing, and a checkpoint is written only after everything that it knows is durable.
+start. On a node of its own producers and groups are an exception: they change at append, so a snapshot may know batches
+whose frames come after it. Reading those again changes nothing, and a checkpoint is written only after everything that
+it knows is durable. In a cluster what is not committed may be lost, and no snapshot knows of it.
 """
 
 import struct
@@ -15,6 +16,7 @@ from ringpost.node.groups.ranges import flatten
 from ringpost.node.journal.checkpoint import CheckpointDamaged
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import Group
+from ringpost.node.shard.replicated import ReplicatedLog
 from ringpost.node.shard.shard import Shard
 
 _ROW_BYTES = 24
@@ -43,12 +45,15 @@ def unpack(body: bytes) -> Iterator[ShardSnapshot]:
 
 def snapshot_shard(shard: Shard) -> ShardSnapshot:
     """The shard at its committed position."""
+    replicated = shard.replicated
     return ShardSnapshot(
         shard=shard.number,
         position=shard.committed,
         last_crc=shard.committed_crc,
-        epoch=shard.started_epoch,
+        epoch=shard.started_epoch if replicated is None else _epoch_at(replicated, shard.committed),
         last_time_us=shard.last_time_us,
+        replica_id=replicated.replica_id if replicated is not None else "",
+        epochs=_epochs(replicated, shard.committed) if replicated is not None else (),
         channels=[_channel(channel) for channel in shard.channels.values() if channel.number <= shard.committed],
     )
 
@@ -66,8 +71,7 @@ def _channel(channel: Channel) -> ChannelSnapshot:
         end_offset=channel.end_offset,
         index=rows,
     )
-    if channel.groups:
-        snapshot.groups.extend(_group(group) for group in channel.groups.values())
+    snapshot.groups.extend(_group(group) for group in _committed_groups(channel))
     if channel.producers:
         channel.producers.forget_silent(channel.shard.last_time_us)
         snapshot.producers.extend(
@@ -81,6 +85,24 @@ def _channel(channel: Channel) -> ChannelSnapshot:
             for producer, state in channel.producers.items()
         )
     return snapshot
+
+
+def _committed_groups(channel: Channel) -> list[Group]:
+    """In a cluster a change that is not committed may be lost; alone, what is appended is going to be committed."""
+    groups = list((channel.groups or {}).values())
+    if channel.shard.replicated is None:
+        return groups
+    committed = channel.shard.committed
+    leaving = [group for group in channel.shard.leaving_groups if group.channel is channel]
+    return [group for group in (*leaving, *groups) if group.made_at <= committed]
+
+
+def _epochs(replicated: ReplicatedLog, committed: int) -> list[int]:
+    return [number for epoch, start in replicated.epochs if start <= committed for number in (epoch, start)]
+
+
+def _epoch_at(replicated: ReplicatedLog, committed: int) -> int:
+    return max((epoch for epoch, start in replicated.epochs if start <= committed), default=0)
 
 
 def _group(group: Group) -> GroupSnapshot:

@@ -34,15 +34,18 @@ class StoreLimits:
 class Store:
     """The shards of one node and an index of their channels by name. Only the loop's thread uses it."""
 
-    def __init__(self, log: Log, limits: StoreLimits, *, shard_count: int, node: str) -> None:
+    def __init__(self, log: Log, limits: StoreLimits, *, shard_count: int, node: str, clustered: bool = False) -> None:
         self.log = log
+        self.clustered = clustered
         self.limits = limits
-        self.shards = [Shard(number, log, node=node) for number in range(shard_count)]
+        self.shards = [Shard(number, log, node=node, clustered=clustered) for number in range(shard_count)]
         self.disk_state = DiskState.OK
         # The last segment that there is surely disk space for. Publishes leave it to acks, trims and rewriting.
         self.segment_max = 1 << 32
+        self.restoring: dict[int, int] = {}  # shard → address of the record with which a copy of it began to come
         self.lossy: set[Channel] = set()  # channels that damage took messages of
         self.retaining: set[Channel] = set()  # channels that let messages go by themselves
+        self._led = [0] * shard_count  # by shard: the epoch in which the newest view says that this node leads
         self._names: dict[str, Channel] = {}
         self._sorted: list[str] = []
         self._unsorted: list[str] = []
@@ -55,15 +58,39 @@ class Store:
         """The channel if there is one; nothing is checked."""
         return self._names.get(name)
 
+    def all_channels(self) -> Iterator[Channel]:
+        """Also those that this node only keeps a copy of."""
+        for shard in self.shards:
+            yield from shard.channels.values()
+
     def __iter__(self) -> Iterator[Channel]:
         return iter(self._names.values())
 
     def lead(self, view: View, node: str) -> None:
-        """Takes up the leaderships that a view gives this node."""
+        """Takes up the leaderships that a view gives this node, and no longer leads what it does not.
+
+        Where shards are replicated the replicas decide that among themselves.
+        """
+        if self.clustered:
+            return
         for record in view.shards:
             shard = self.shards[record.shard]
-            if record.leader is not None and record.leader.node == node and record.epoch > shard.epoch:
+            ours = record.leader is not None and record.leader.node == node
+            if record.leader is not None and ours and record.epoch > shard.epoch:
                 shard.lead(record.epoch, record.leader.session)
+            self._led[record.shard] = record.epoch if ours else 0
+
+    def leads(self, shard: int) -> bool:
+        """Whether this node serves the shard of that number now."""
+        found = self.shards[shard]
+        return found.serving if self.clustered else 0 < self._led[shard] == found.epoch
+
+    def still_leads(self, shard: int, epoch: int) -> bool:
+        """Whether this node leads it in that epoch; it may have paused."""
+        found = self.shards[shard]
+        if not self.clustered:
+            return self.leads(shard) and found.epoch == epoch
+        return found.replicated is not None and found.replicated.leading and found.epoch == epoch
 
     # -- channels ---------------------------------------------------------------------------------------------------
 
@@ -131,6 +158,22 @@ class Store:
         if channel.lossy:
             self.lossy.add(channel)
         self.note_limits(channel)
+
+    def include_shard(self, shard: Shard) -> None:
+        """Makes all channels of a shard known."""
+        for channel in shard.channels.values():
+            if not channel.removed and self._names.get(channel.name) is not channel:
+                self.include(channel)
+
+    def exclude_shard(self, shard: Shard) -> None:
+        """The opposite."""
+        gone = [channel for channel in shard.channels.values() if self._names.get(channel.name) is channel]
+        for channel in gone:
+            del self._names[channel.name]
+            self.retaining.discard(channel)
+        if gone:
+            self._sorted = sorted(self._names)
+            self._unsorted.clear()
 
     def note_limits(self, channel: Channel) -> None:
         """To be called when a channel's configuration has changed: keeps `retaining` right."""
@@ -214,7 +257,7 @@ class Store:
     @property
     def group_count(self) -> int:
         """Number of groups."""
-        return sum(shard.group_count for shard in self.shards)
+        return sum(shard.group_count for shard in self.shards if shard.serving)
 
     def groups(self) -> Iterable[Group]:
         """All groups."""

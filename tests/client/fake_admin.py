@@ -149,14 +149,41 @@ class FakeMessages(_Service, message_pb2_grpc.MessageServiceServicer):
 
 class FakeCluster(_Service, cluster_pb2_grpc.ClusterServiceServicer):
     async def GetRoutes(self, request, context):
+        await self.broker.thawed.wait()
+        if self.broker.ring is not None:
+            return self.broker.ring.routes(*request.channels)
         return cluster_pb2.GetRoutesResponse(cluster_id="fake", shard_count=256)
 
     async def GetNode(self, request, context):
+        await self.broker.thawed.wait()
         await self.broker._authorize(context)
         return cluster_pb2.GetNodeResponse(
             node=cluster_pb2.NodeInfo(
-                node="fake-1",
+                node=self.broker.node,
                 state=cluster_pb2.NODE_STATE_SERVING,
                 limits=cluster_pb2.NodeLimits(max_batch_bytes=self.broker.max_batch_bytes),
             )
         )
+
+    async def ListNodes(self, request, context):
+        return cluster_pb2.ListNodesResponse(members=self.broker.ring.members())
+
+    async def SetNode(self, request, context):
+        members = {member.node: member for member in self.broker.ring.members()}
+        if request.node not in members:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND", f"no member {request.node}")
+        self.broker.ring.set_desired(request.node, request.desired)
+        members[request.node].desired = request.desired
+        return cluster_pb2.SetNodeResponse(member=members[request.node])
+
+    async def RemoveNode(self, request, context):
+        await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "NODE_IN_USE", f"{request.node} lives; drain it")
+
+    async def GetCluster(self, request, context):
+        return self.broker.ring.cluster()
+
+    async def AcceptLoss(self, request, context):
+        if request.shard not in self.broker.ring.offline:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "SHARD_HAS_LEADER", "the shard has a leader")
+        self.broker.ring.offline.discard(request.shard)
+        return cluster_pb2.AcceptLossResponse()

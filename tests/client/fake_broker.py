@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 from crc32c import crc32c
@@ -25,6 +26,9 @@ from ringpost.v1 import (
 )
 from tests.client.fake_admin import FakeChannels, FakeCluster, FakeGroups, FakeMessages
 from tests.client.fake_group import FakeGroup
+
+if TYPE_CHECKING:
+    from tests.client.fake_ring import FakeRing
 
 NODE = "fake-1"
 ACK_DEADLINE_MS = 30_000
@@ -116,9 +120,15 @@ class FakeSubscription:
 class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.SubscriberServiceServicer):
     """Start it, use it, stop it; `address` stays the same over `restart`."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: str = NODE, ring: "FakeRing | None" = None) -> None:
+        self.node = node
+        # Of a cluster: what its nodes share.
+        self.ring = ring
         self.address = "127.0.0.1:0"
-        self.channels: dict[str, FakeChannel] = {}
+        self.channels: dict[str, FakeChannel] = {} if ring is None else ring.channels
+        # Cleared: the process is stopped, as by SIGSTOP; it reads and answers nothing.
+        self.thawed = asyncio.Event()
+        self.thawed.set()
         # What the tests may set.
         self.refuse: Callable[[publish_pb2.PublishRequest], common_pb2.Failure | None] = lambda _: None
         self.refuse_open: Callable[[subscribe_pb2.OpenSubscription], common_pb2.Failure | None] = lambda _: None
@@ -234,10 +244,19 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
         encoded = request.batch.SerializeToString()
         assert request.count == len(request.batch.messages)
         assert not request.HasField("crc32c") or request.crc32c == crc32c(encoded)
-        refused = self.refuse(request)
-        return refused if refused is not None else self.channel(request.channel).append(request)
+        refused = self.refuse(request) or (self.ring and self.ring.refusal(self, request.channel))
+        if refused:
+            return refused
+        answer = self.channel(request.channel).append(request)
+        if isinstance(answer, publish_pb2.PublishResponse):
+            answer.owner, answer.epoch = self._owner(request.channel)
+        return answer
+
+    def _owner(self, channel: str) -> tuple[str, int]:
+        return (self.node, 1) if self.ring is None else self.ring.owner(channel)
 
     async def PublishStream(self, request_iterator, context) -> AsyncIterator[publish_pb2.PublishStreamResponse]:
+        await self.thawed.wait()
         await self._authorize(context)
         self.publish_streams += 1
         opened = publish_pb2.PublishOpened(node=NODE, max_unanswered_batches=1_000)
@@ -253,6 +272,7 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
 
     async def _read_publishes(self, requests, outbox) -> None:
         async for request in requests:
+            await self.thawed.wait()
             answer = self._publish(request.publish)
             self._pump()
             await self._notify()
@@ -270,6 +290,7 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
         self._outboxes.add(outbox)
         try:
             while (item := await outbox.get()) != _END:
+                await self.thawed.wait()
                 if item == _CUT:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the test")
                 yield item
@@ -280,6 +301,7 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
     # -- subscribing ----------------------------------------------------------------------------------------------
 
     async def Subscribe(self, request_iterator, context) -> AsyncIterator[subscribe_pb2.SubscribeResponse]:
+        await self.thawed.wait()
         await self._authorize(context)
         outbox: asyncio.Queue[object] = asyncio.Queue()
         mine: dict[int, FakeSubscription] = {}
@@ -344,9 +366,8 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
             next_offset=sub.group.settled_below if sub.group else start,
             end_offset=channel.end_offset,
             ack_deadline_ms=sub.group.ack_deadline_ms if sub.group else 0,
-            owner=NODE,
-            epoch=1,
         )
+        opened.owner, opened.epoch = self._owner(request.channel)
         outbox.put_nowait(subscribe_pb2.SubscribeResponse(opened=opened))
 
     @staticmethod
@@ -376,7 +397,11 @@ class FakeBroker(publish_pb2_grpc.PublisherServiceServicer, subscribe_pb2_grpc.S
         self._pump()
 
     def _pump(self) -> None:
-        """Delivers what credit allows."""
+        """Delivers what credit allows, on every node of the ring."""
+        for broker in (self,) if self.ring is None else self.ring.nodes:
+            broker.pump_own()
+
+    def pump_own(self) -> None:
         for sub in self._subscriptions:
             while (run := self._next_run(sub))[1]:
                 self._deliver(sub, *run)

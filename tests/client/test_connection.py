@@ -5,7 +5,7 @@ import random
 import pytest
 
 from ringpost.client import InvalidRequest, Options
-from ringpost.client.connection import Backoff, Connections, parse_targets
+from ringpost.client.connection import Backoff, parse_targets
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,15 @@ def test_back_off_doubles_with_jitter_to_its_bound() -> None:
     assert backoff.next_delay() <= 0.05
 
 
-def test_a_role_moves_on_once_for_each_failed_address() -> None:
-    connections = Connections(["a:1", "b:1"], None, None)
-    for _ in range(3):  # three streams of one role, all on the failed address
-        connections.move_on("subscribe", "a:1")
-    assert (connections.address("subscribe"), connections.address("publish")) == ("b:1", "a:1")
-
-
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_batch_messages": 0}, {"max_batch_messages": 65_536}, {"linger_ms": -1}, {"publish_timeout": 0}],
+    [
+        {"max_batch_messages": 0},
+        {"max_batch_messages": 65_536},
+        {"linger_ms": -1},
+        {"publish_timeout": 0},
+        {"routing": "no"},
+    ],
 )
 def test_options_outside_their_range_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

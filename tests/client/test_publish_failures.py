@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from ringpost.client import Client, Closed, InvalidRequest, Options, RingpostError, Unavailable, connect
+from ringpost.client.pipe import Pipe
 from ringpost.v1 import common_pb2, publish_pb2
 from tests.client.fake_broker import FakeBroker, failure
 
@@ -60,10 +61,10 @@ async def test_a_message_that_no_stream_could_carry_is_refused_at_once(broker: F
 
 async def test_what_waits_is_cut_for_a_node_that_takes_less(mq: Client, broker: FakeBroker) -> None:
     await mq.publish("orders", "before")
-    publisher = mq._publishing()
-    session = publisher._session
+    (pipe,) = mq._publishing()._pipes.values()
+    session = pipe.session
     await broker.stop()
-    while publisher._session is session:  # what it sent would be open, and then never cut
+    while pipe.session is session:  # what it sent would be open, and then never cut
         await asyncio.sleep(0)
     pending = [mq.publish_nowait("orders", b"%d" % n * 300) for n in range(5)]
     large = mq.publish_nowait("orders", b"x" * 2_000)
@@ -159,13 +160,13 @@ async def test_a_bug_in_reading_an_answer_ends_the_stream_and_not_the_client(
     mq: Client, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher = mq._publishing()
-    real = publisher._on_result
+    real = publisher.answered
 
-    def broken(result: publish_pb2.PublishResult, now: float) -> None:
-        monkeypatch.setattr(publisher, "_on_result", real)
+    def broken(pipe: Pipe, result: publish_pb2.PublishResult, now: float) -> None:
+        monkeypatch.setattr(publisher, "answered", real)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(publisher, "_on_result", broken)
+    monkeypatch.setattr(publisher, "answered", broken)
     receipt = await asyncio.wait_for(mq.publish("orders", "a"), 10)
     assert (receipt.offset, receipt.duplicate, broker.publish_streams) == (0, True, 2)
 

@@ -1,12 +1,14 @@
 """One node that is its own cluster."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 
-from ringpost.cluster.coordination import Coordination, CoordinationError
+from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
 from ringpost.cluster.embedded import EmbeddedCoordination
-from ringpost.cluster.view import NodeRef, View
+from ringpost.cluster.view import Desired, NodeRef, View
 
 ME = NodeRef("node-1", "127.0.0.1:7400")
 
@@ -19,7 +21,7 @@ async def test_the_node_owns_everything() -> None:
     coordination = embedded(boot=5)
     view = await coordination.start(ME)
     assert view is coordination.view
-    assert (view.cluster_id, view.shard_count, dict(view.nodes)) == ("c1", 8, {"node-1": ME})
+    assert (view.cluster_id, view.shard_count, dict(view.nodes)) == ("c1", 8, {"node-1": replace(ME, session=5)})
     assert coordination.session == 5
     for record in view.shards:
         assert record.leader is not None
@@ -53,6 +55,34 @@ async def test_leaving_is_told_to_watchers_once() -> None:
     assert [view.shards[0].leader for view in seen] == [None]
     assert seen[0].nodes == {}
     assert seen[0] is coordination.view
+
+
+async def test_without_leases_the_session_lives_until_it_leaves() -> None:
+    coordination = embedded()
+    view = await coordination.start(ME)
+    assert view.nodes["node-1"].alive
+    assert view.leader_alive(view.shards[0])
+    assert coordination.lease_s == math.inf
+    assert coordination.name == "embedded"
+    await coordination.close()
+    assert coordination.lease_s == 0
+
+
+async def test_nothing_can_be_changed_where_one_is_alone() -> None:
+    coordination = embedded()
+    view = await coordination.start(ME)
+    assert await coordination.propose(view.shards[0], {"node-1": coordination.session}) is Proposal.CONFLICT
+    assert await coordination.refresh() is view
+    await coordination.set_desired("node-1", Desired.ACTIVE)
+    with pytest.raises(CoordinationError, match="nobody to hand over to"):
+        await coordination.set_desired("node-1", Desired.DRAIN)
+    with pytest.raises(CoordinationError, match="no other copy"):
+        await coordination.report_lost(frozenset({1}))
+    with pytest.raises(ValueError, match="node-1 is alive"):
+        await coordination.remove_node("node-1")
+    for change in (coordination.remove_node("x"), coordination.set_desired("x", Desired.ACTIVE)):
+        with pytest.raises(KeyError):
+            await change
 
 
 async def test_it_starts_once_and_not_before() -> None:

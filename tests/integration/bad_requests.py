@@ -18,7 +18,14 @@ from ringpost.v1.channel_pb2 import (
     PurgeChannelRequest,
     SetChannelRequest,
 )
-from ringpost.v1.cluster_pb2 import GetRoutesRequest
+from ringpost.v1.cluster_pb2 import (
+    AcceptLossRequest,
+    Desired,
+    GetNodeRequest,
+    GetRoutesRequest,
+    RemoveNodeRequest,
+    SetNodeRequest,
+)
 from ringpost.v1.common_pb2 import OffsetRange, Start
 from ringpost.v1.group_pb2 import (
     AddGroupRequest,
@@ -27,6 +34,7 @@ from ringpost.v1.group_pb2 import (
     GroupConfig,
     ListGroupsRequest,
     SeekGroupRequest,
+    SettleMessagesRequest,
 )
 from ringpost.v1.message_pb2 import GetMessagesRequest
 from ringpost.v1.publish_pb2 import Batch, Message, PublishRequest
@@ -214,6 +222,12 @@ G = "GroupService/"
 _ON = {"channel": "orders"}
 
 
+def _settle(**fields: Any) -> SettleMessagesRequest:
+    known = {**_ON, "group": "billing", "ranges": [OffsetRange(first=3, last=4)]}
+    action = {} if "reject" in fields else {"ack": Ack()}
+    return SettleMessagesRequest(**{**known, **action, **fields})
+
+
 def _group_config(title: str, field: str, says: str, **config: int) -> Refusal:
     request = AddGroupRequest(channel="orders", name="new", config=GroupConfig(**config))
     return _invalid(G + "AddGroup", title, request, f"config.{field}", says)
@@ -299,11 +313,30 @@ GROUPS = (
     ),
     Refusal("unknown", G + "SeekGroup", SeekGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
     Refusal("unknown", G + "DeleteGroup", DeleteGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
+    _invalid(G + "Settle", "no ranges", _settle(ranges=[]), "ranges", "1 to 1000"),
+    _invalid(G + "Settle", "many ranges", _settle(ranges=[OffsetRange()] * 1_001), "ranges", "1 to 1000"),
+    _invalid(G + "Settle", "backwards", _settle(ranges=[OffsetRange(first=5, last=4)]), "ranges[0]", "above"),
+    _invalid(G + "Settle", "no action", _settle(ack=None), "action", "ack, reject"),
+    _invalid(G + "Settle", "a long reason", _settle(reject=Reject(reason="é" * 513)), "reject.reason", "1024 bytes"),
+    _invalid(G + "Settle", "no channel", _settle(channel=""), "channel", "1 to 255 bytes"),
+    _invalid(G + "Settle", "no group", _settle(group=""), "group", "1 to 127 bytes"),
+    Refusal("an unknown channel", G + "Settle", _settle(channel="x"), NOT_FOUND, "CHANNEL_NOT_FOUND", says="'x'"),
+    Refusal("an unknown group", G + "Settle", _settle(group="x"), NOT_FOUND, "GROUP_NOT_FOUND", says="'x'"),
     _invalid(G + "DeleteGroup", "no channel", DeleteGroupRequest(name="x"), "channel", "1 to 255 bytes"),
 )
 
 M = "MessageService/GetMessages"
 R = "ClusterService/GetRoutes"
+_ALONE = (grpc.StatusCode.FAILED_PRECONDITION, "SINGLE_NODE")
+
+# ListNodes and GetCluster have no fields that could be wrong.
+CLUSTER = (
+    _invalid("ClusterService/SetNode", "nothing wanted", SetNodeRequest(node="n1"), "desired", "ACTIVE (1)"),
+    Refusal("alone", "ClusterService/SetNode", SetNodeRequest(node="n1", desired=Desired.DESIRED_DRAIN), *_ALONE),
+    Refusal("alone", "ClusterService/RemoveNode", RemoveNodeRequest(node="n1"), *_ALONE),
+    Refusal("alone", "ClusterService/AcceptLoss", AcceptLossRequest(node="n1"), *_ALONE),
+    Refusal("a stranger", "ClusterService/GetNode", GetNodeRequest(node="x"), NOT_FOUND, "NODE_NOT_FOUND"),
+)
 
 READS = (
     _invalid(M, "no channel", GetMessagesRequest(), "channel", "1 to 255 bytes"),

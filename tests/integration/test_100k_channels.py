@@ -68,7 +68,7 @@ def restart(node: Node) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_hundred_thousand_channels(tmp_path: Path) -> None:
     with Node(tmp_path / "n", *FLAGS) as node:
         base = node.process.memory_info().rss

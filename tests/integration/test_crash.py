@@ -112,7 +112,7 @@ def make_load(world: World) -> tuple[list[Producer], list[Account], Admin]:
     return producers, [Account(world, channel) for channel in ("shared", "own")], Admin(world)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_every_promise_survives_thirty_kills(tmp_path: Path) -> None:
     started = time.monotonic()
     world = World()

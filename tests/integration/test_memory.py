@@ -30,7 +30,7 @@ from tests.integration.broker import (
     until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TAIL_CACHE = 16 * MIB
 COLD_CACHE = 16 * MIB  # not a setting

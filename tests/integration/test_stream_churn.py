@@ -97,7 +97,7 @@ async def settled_down(pair: SimpleNamespace) -> dict[str, float]:
     return {"rss": process.memory_info().rss, "fds": process.num_fds(), "threads": process.num_threads()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_twenty_thousand_streams(tmp_path: Path) -> None:
     async with serving(tmp_path / "n", "--segment-bytes", "16MiB", "--tail-cache-bytes", "1MiB") as pair:
         for number in range(10):

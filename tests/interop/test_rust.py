@@ -9,7 +9,7 @@ import pytest
 from ringpost.client.testing.broker import BrokerProcess
 
 # The first build compiles the gRPC library.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 CRATE = Path(__file__).resolve().parent / "rust"
 

@@ -20,6 +20,12 @@ OTHER: dict[str, Any] = {
     "listen": "127.0.0.1:9000",
     "http_listen": "",
     "advertise": "broker.example:7400",
+    "coordination": "etcd",
+    "cluster_name": "other",
+    "etcd_endpoints": "10.0.0.1:2379,[::1]:2380",
+    "etcd_prefix": "/a/b",
+    "zone": "eu-1/a",
+    "min_isr": 3,
     "log_level": "debug",
     "log_format": "text",
     "max_batch_messages": 100,
@@ -27,6 +33,8 @@ OTHER: dict[str, Any] = {
     "disk_refuse_fraction": 0.95,
     "disk_fail_fraction": 0.99,
     "max_message_bytes": 1000,
+    "peer_listen": "127.0.0.1:9001",
+    "peer_advertise": "broker.example:7401",
 }
 
 
@@ -34,6 +42,8 @@ def other(name: str) -> Any:
     default = FIELDS[name].default
     if name in OTHER:
         return OTHER[name]
+    if isinstance(default, str):
+        return "something"
     return not default if isinstance(default, bool) else default + 1
 
 
@@ -143,6 +153,11 @@ def test_the_example_file_is_the_defaults() -> None:
         (["--data-dir=a\0b"], {}, "", ["data_dir: must not contain a zero byte"]),
         (["--scrub-bytes-per-s=-1"], {}, "", ["scrub_bytes_per_s", "at least 0"]),
         (["--segment-bytes=1 GB"], {}, "", ["segment_bytes", "'1 GB'"]),
+        (["--coordination=zookeeper"], {}, "", ["coordination: must be one of embedded, etcd", "'zookeeper'"]),
+        (["--etcd-endpoints=a:1,b"], {}, "", ["etcd_endpoints: must be host:port", "'b'"]),
+        (["--etcd-prefix=ringpost/"], {}, "", ["etcd_prefix: must be parts", "'ringpost/'"]),
+        (["--zone=a b"], {}, "", ["zone: must be at most 127", "'a b'"]),
+        (["--cluster-name=a/b"], {}, "", ["cluster_name: must be 1 to 63"]),
     ],
 )
 def test_a_wrong_setting_names_source_field_and_bound(

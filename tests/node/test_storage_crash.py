@@ -15,7 +15,8 @@ from ringpost.node.groups.changes import Ack, Outcome
 from ringpost.node.journal.disk import DiskState
 from ringpost.node.journal.files import DiskUsage
 from ringpost.node.journal.segment import offset_of, segment_of, segment_path
-from ringpost.node.services.publisher import Publisher, PublishLimits
+from ringpost.node.services.publish_session import PublishLimits
+from ringpost.node.services.publisher import Publisher
 from ringpost.node.services.stream import StreamGate
 from ringpost.node.shard.group import GroupSettings, add_group
 from ringpost.node.shard.shard import Stored

@@ -98,7 +98,7 @@ class ChannelInfo(_message.Message):
     group_count: _builtins.int
     """Durable groups on it."""
     subscription_count: _builtins.int
-    """Live subscriptions on this node."""
+    """Live subscriptions on the owner. Those of another node's clients count once where that node lets them share."""
     shard: _builtins.int
     """The shard it lives in, 0 to GetRoutesResponse.shard_count - 1."""
     owner: _builtins.str

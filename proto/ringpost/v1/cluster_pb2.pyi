@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Desired:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DesiredEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Desired.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DESIRED_UNSPECIFIED: _Desired.ValueType  # 0
+    """In SetNode: refused."""
+    DESIRED_ACTIVE: _Desired.ValueType  # 1
+    """Takes its share."""
+    DESIRED_DRAIN: _Desired.ValueType  # 2
+    """Hands all its shards over and gets no new ones; then it may be removed."""
+    DESIRED_REST: _Desired.ValueType  # 3
+    """Leads nothing, keeps its replicas: for the time of a restart."""
+
+class Desired(_Desired, metaclass=_DesiredEnumTypeWrapper):
+    """What is wanted of a member."""
+
+DESIRED_UNSPECIFIED: Desired.ValueType  # 0
+"""In SetNode: refused."""
+DESIRED_ACTIVE: Desired.ValueType  # 1
+"""Takes its share."""
+DESIRED_DRAIN: Desired.ValueType  # 2
+"""Hands all its shards over and gets no new ones; then it may be removed."""
+DESIRED_REST: Desired.ValueType  # 3
+"""Leads nothing, keeps its replicas: for the time of a restart."""
+Global___Desired: _TypeAlias = Desired  # noqa: Y015
+
 class _NodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -123,6 +151,7 @@ class ShardRoute(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     IN_SYNC_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     """Its number."""
     owner: _builtins.str
@@ -133,6 +162,10 @@ class ShardRoute(_message.Message):
     def in_sync(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the nodes with a copy that counts."""
 
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of all nodes with a copy, those included that catch up or leave."""
+
     def __init__(
         self,
         *,
@@ -140,10 +173,11 @@ class ShardRoute(_message.Message):
         owner: _builtins.str = ...,
         epoch: _builtins.int = ...,
         in_sync: _abc.Iterable[_builtins.str] | None = ...,
+        replicas: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "in_sync", b"in_sync", "owner", b"owner", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "in_sync", b"in_sync", "owner", b"owner", "replicas", b"replicas", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,19 +191,27 @@ class NodeAddress(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Its id."""
     address: _builtins.str
     """host:port for clients."""
+    zone: _builtins.str
+    """The failure domain it is in; empty when unknown."""
+    alive: _builtins.bool
+    """Whether it lives, as far as the cluster knows."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         address: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        alive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "node", b"node", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,6 +219,26 @@ Global___NodeAddress: _TypeAlias = NodeAddress  # noqa: Y015
 
 @_typing.final
 class GetNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Id of the node; empty: the one that is asked."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetNodeRequest: _TypeAlias = GetNodeRequest  # noqa: Y015
+
+@_typing.final
+class ListNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -188,7 +250,322 @@ class GetNodeRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetNodeRequest: _TypeAlias = GetNodeRequest  # noqa: Y015
+Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
+
+@_typing.final
+class ListNodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
+        """By id."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___Member] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
+
+@_typing.final
+class Member(_message.Message):
+    """A member of the cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    DESIRED_FIELD_NUMBER: _builtins.int
+    LEADER_COUNT_FIELD_NUMBER: _builtins.int
+    REPLICA_COUNT_FIELD_NUMBER: _builtins.int
+    IN_SYNC_COUNT_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Its id."""
+    address: _builtins.str
+    """host:port for clients."""
+    peer_address: _builtins.str
+    """host:port for peers."""
+    zone: _builtins.str
+    """The failure domain it is in; empty when unknown."""
+    alive: _builtins.bool
+    """Whether it lives, as far as the cluster knows."""
+    session: _builtins.int
+    """Number of this life of the node; 0 while it is not alive."""
+    desired: Global___Desired.ValueType
+    """What is wanted of it."""
+    leader_count: _builtins.int
+    """Shards it leads."""
+    replica_count: _builtins.int
+    """Shards it has a copy of, that count or not."""
+    in_sync_count: _builtins.int
+    """Of these, copies that count."""
+    controller: _builtins.bool
+    """Whether it is the controller."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        alive: _builtins.bool = ...,
+        session: _builtins.int = ...,
+        desired: Global___Desired.ValueType = ...,
+        leader_count: _builtins.int = ...,
+        replica_count: _builtins.int = ...,
+        in_sync_count: _builtins.int = ...,
+        controller: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "controller", b"controller", "desired", b"desired", "in_sync_count", b"in_sync_count", "leader_count", b"leader_count", "node", b"node", "peer_address", b"peer_address", "replica_count", b"replica_count", "session", b"session", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Member: _TypeAlias = Member  # noqa: Y015
+
+@_typing.final
+class SetNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DESIRED_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Required."""
+    desired: Global___Desired.ValueType
+    """Required."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        desired: Global___Desired.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetNodeRequest: _TypeAlias = SetNodeRequest  # noqa: Y015
+
+@_typing.final
+class SetNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def member(self) -> Global___Member:
+        """The member afterwards."""
+
+    def __init__(
+        self,
+        *,
+        member: Global___Member | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetNodeResponse: _TypeAlias = SetNodeResponse  # noqa: Y015
+
+@_typing.final
+class RemoveNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeRequest: _TypeAlias = RemoveNodeRequest  # noqa: Y015
+
+@_typing.final
+class RemoveNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeResponse: _TypeAlias = RemoveNodeResponse  # noqa: Y015
+
+@_typing.final
+class GetClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClusterRequest: _TypeAlias = GetClusterRequest  # noqa: Y015
+
+@_typing.final
+class GetClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    REPLICATION_FACTOR_FIELD_NUMBER: _builtins.int
+    MIN_ISR_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    OFFLINE_SHARDS_FIELD_NUMBER: _builtins.int
+    UNDER_REPLICATED_SHARDS_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    COORDINATION_FIELD_NUMBER: _builtins.int
+    cluster_id: _builtins.str
+    """32 hex digits, made with the cluster."""
+    view: _builtins.int
+    """Number of this picture of the cluster; grows."""
+    shard_count: _builtins.int
+    """Fixed when the cluster is made."""
+    replication_factor: _builtins.int
+    """Copies that each shard is to have."""
+    min_isr: _builtins.int
+    """Least number of copies that must be in sync for publishes at QUORUM."""
+    controller: _builtins.str
+    """Id of the controller; empty while there is none."""
+    coordination: _builtins.str
+    """What stores the membership, such as "etcd 3.5.1" or "embedded"."""
+    @_builtins.property
+    def offline_shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shards that nobody leads."""
+
+    @_builtins.property
+    def under_replicated_shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shards with fewer copies in sync than replication_factor."""
+
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMove]:
+        """What is on its way."""
+
+    def __init__(
+        self,
+        *,
+        cluster_id: _builtins.str = ...,
+        view: _builtins.int = ...,
+        shard_count: _builtins.int = ...,
+        replication_factor: _builtins.int = ...,
+        min_isr: _builtins.int = ...,
+        controller: _builtins.str = ...,
+        offline_shards: _abc.Iterable[_builtins.int] | None = ...,
+        under_replicated_shards: _abc.Iterable[_builtins.int] | None = ...,
+        moves: _abc.Iterable[Global___ShardMove] | None = ...,
+        coordination: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "controller", b"controller", "coordination", b"coordination", "min_isr", b"min_isr", "moves", b"moves", "offline_shards", b"offline_shards", "replication_factor", b"replication_factor", "shard_count", b"shard_count", "under_replicated_shards", b"under_replicated_shards", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class ShardMove(_message.Message):
+    """A copy that is being made, handed over or taken away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """The shard."""
+    kind: _builtins.str
+    """"catching up", "transfer" or "leaving"."""
+    leader: _builtins.str
+    """Node that leads the shard."""
+    node: _builtins.str
+    """Node that the move is about."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        leader: _builtins.str = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "leader", b"leader", "node", b"node", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardMove: _TypeAlias = ShardMove  # noqa: Y015
+
+@_typing.final
+class AcceptLossRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """The shard."""
+    node: _builtins.str
+    """Node whose copy is to count."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptLossRequest: _TypeAlias = AcceptLossRequest  # noqa: Y015
+
+@_typing.final
+class AcceptLossResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptLossResponse: _TypeAlias = AcceptLossResponse  # noqa: Y015
 
 @_typing.final
 class GetNodeResponse(_message.Message):

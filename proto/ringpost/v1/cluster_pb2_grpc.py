@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class ClusterServiceStub:
     """Everybody may ask; nobody needs to.
+
+    Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
+    the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
+    shard, leader's node id, epoch) and RetryInfo, and nothing was changed.
     """
 
     def __init__(self, channel):
@@ -45,10 +49,39 @@ class ClusterServiceStub:
                 request_serializer=ringpost_dot_v1_dot_cluster__pb2.GetNodeRequest.SerializeToString,
                 response_deserializer=ringpost_dot_v1_dot_cluster__pb2.GetNodeResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/ringpost.v1.ClusterService/ListNodes',
+                request_serializer=ringpost_dot_v1_dot_cluster__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_cluster__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.SetNode = channel.unary_unary(
+                '/ringpost.v1.ClusterService/SetNode',
+                request_serializer=ringpost_dot_v1_dot_cluster__pb2.SetNodeRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_cluster__pb2.SetNodeResponse.FromString,
+                _registered_method=True)
+        self.RemoveNode = channel.unary_unary(
+                '/ringpost.v1.ClusterService/RemoveNode',
+                request_serializer=ringpost_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_cluster__pb2.RemoveNodeResponse.FromString,
+                _registered_method=True)
+        self.GetCluster = channel.unary_unary(
+                '/ringpost.v1.ClusterService/GetCluster',
+                request_serializer=ringpost_dot_v1_dot_cluster__pb2.GetClusterRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_cluster__pb2.GetClusterResponse.FromString,
+                _registered_method=True)
+        self.AcceptLoss = channel.unary_unary(
+                '/ringpost.v1.ClusterService/AcceptLoss',
+                request_serializer=ringpost_dot_v1_dot_cluster__pb2.AcceptLossRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_cluster__pb2.AcceptLossResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
     """Everybody may ask; nobody needs to.
+
+    Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
+    the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
+    shard, leader's node id, epoch) and RetryInfo, and nothing was changed.
     """
 
     def GetRoutes(self, request, context):
@@ -59,7 +92,54 @@ class ClusterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetNode(self, request, context):
-        """About the node that answers.
+        """About the node that answers, or about another one.
+
+        NOT_FOUND    NODE_NOT_FOUND: no such member
+        UNAVAILABLE  NODE_UNREACHABLE: it does not answer the node that was asked
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodes(self, request, context):
+        """Every member of the cluster, alive or not, with its share of the shards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetNode(self, request, context):
+        """Says what is wanted of a member: to take part, to rest before a restart, to hand all its shards over. Returns when
+        that is noted; ListNodes and GetCluster show how far it is.
+
+        NOT_FOUND            NODE_NOT_FOUND
+        FAILED_PRECONDITION  SINGLE_NODE: this cluster has one node; there is nobody to hand over to
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveNode(self, request, context):
+        """Removes a member that is not alive and holds no replica.
+
+        FAILED_PRECONDITION  NODE_IN_USE: it lives, or holds replicas; drain it first
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCluster(self, request, context):
+        """How the cluster is: controller, shards without a leader or with too few replicas, moves on their way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptLoss(self, request, context):
+        """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
+        gone. Only while the shard has no leader.
+
+        FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +158,31 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     request_deserializer=ringpost_dot_v1_dot_cluster__pb2.GetNodeRequest.FromString,
                     response_serializer=ringpost_dot_v1_dot_cluster__pb2.GetNodeResponse.SerializeToString,
             ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=ringpost_dot_v1_dot_cluster__pb2.ListNodesRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_cluster__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'SetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetNode,
+                    request_deserializer=ringpost_dot_v1_dot_cluster__pb2.SetNodeRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_cluster__pb2.SetNodeResponse.SerializeToString,
+            ),
+            'RemoveNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveNode,
+                    request_deserializer=ringpost_dot_v1_dot_cluster__pb2.RemoveNodeRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_cluster__pb2.RemoveNodeResponse.SerializeToString,
+            ),
+            'GetCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCluster,
+                    request_deserializer=ringpost_dot_v1_dot_cluster__pb2.GetClusterRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_cluster__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'AcceptLoss': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptLoss,
+                    request_deserializer=ringpost_dot_v1_dot_cluster__pb2.AcceptLossRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_cluster__pb2.AcceptLossResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'ringpost.v1.ClusterService', rpc_method_handlers)
@@ -88,6 +193,10 @@ def add_ClusterServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ClusterService:
     """Everybody may ask; nobody needs to.
+
+    Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
+    the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
+    shard, leader's node id, epoch) and RetryInfo, and nothing was changed.
     """
 
     @staticmethod
@@ -134,6 +243,141 @@ class ClusterService:
             '/ringpost.v1.ClusterService/GetNode',
             ringpost_dot_v1_dot_cluster__pb2.GetNodeRequest.SerializeToString,
             ringpost_dot_v1_dot_cluster__pb2.GetNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.ClusterService/ListNodes',
+            ringpost_dot_v1_dot_cluster__pb2.ListNodesRequest.SerializeToString,
+            ringpost_dot_v1_dot_cluster__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.ClusterService/SetNode',
+            ringpost_dot_v1_dot_cluster__pb2.SetNodeRequest.SerializeToString,
+            ringpost_dot_v1_dot_cluster__pb2.SetNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.ClusterService/RemoveNode',
+            ringpost_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+            ringpost_dot_v1_dot_cluster__pb2.RemoveNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.ClusterService/GetCluster',
+            ringpost_dot_v1_dot_cluster__pb2.GetClusterRequest.SerializeToString,
+            ringpost_dot_v1_dot_cluster__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptLoss(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.ClusterService/AcceptLoss',
+            ringpost_dot_v1_dot_cluster__pb2.AcceptLossRequest.SerializeToString,
+            ringpost_dot_v1_dot_cluster__pb2.AcceptLossResponse.FromString,
             options,
             channel_credentials,
             insecure,

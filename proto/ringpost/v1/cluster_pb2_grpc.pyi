@@ -27,7 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterServiceStub:
-    """Everybody may ask; nobody needs to."""
+    """Everybody may ask; nobody needs to.
+
+    Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
+    the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
+    shard, leader's node id, epoch) and RetryInfo, and nothing was changed.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,20 +41,82 @@ class ClusterServiceStub:
     GetRoutes: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetRoutesRequest, _cluster_pb2.GetRoutesResponse]
     """Who owns what. A client may go straight to owners, or ignore this and talk to any node."""
     GetNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetNodeRequest, _cluster_pb2.GetNodeResponse]
-    """About the node that answers."""
+    """About the node that answers, or about another one.
+
+    NOT_FOUND    NODE_NOT_FOUND: no such member
+    UNAVAILABLE  NODE_UNREACHABLE: it does not answer the node that was asked
+    """
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListNodesRequest, _cluster_pb2.ListNodesResponse]
+    """Every member of the cluster, alive or not, with its share of the shards."""
+    SetNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.SetNodeRequest, _cluster_pb2.SetNodeResponse]
+    """Says what is wanted of a member: to take part, to rest before a restart, to hand all its shards over. Returns when
+    that is noted; ListNodes and GetCluster show how far it is.
+
+    NOT_FOUND            NODE_NOT_FOUND
+    FAILED_PRECONDITION  SINGLE_NODE: this cluster has one node; there is nobody to hand over to
+    """
+    RemoveNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveNodeRequest, _cluster_pb2.RemoveNodeResponse]
+    """Removes a member that is not alive and holds no replica.
+
+    FAILED_PRECONDITION  NODE_IN_USE: it lives, or holds replicas; drain it first
+    """
+    GetCluster: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterRequest, _cluster_pb2.GetClusterResponse]
+    """How the cluster is: controller, shards without a leader or with too few replicas, moves on their way."""
+    AcceptLoss: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AcceptLossRequest, _cluster_pb2.AcceptLossResponse]
+    """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
+    gone. Only while the shard has no leader.
+
+    FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
-    """Everybody may ask; nobody needs to."""
+    """Everybody may ask; nobody needs to.
+
+    Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
+    the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
+    shard, leader's node id, epoch) and RetryInfo, and nothing was changed.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRoutes: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetRoutesRequest, _cluster_pb2.GetRoutesResponse]  # type: ignore[assignment]
     """Who owns what. A client may go straight to owners, or ignore this and talk to any node."""
     GetNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetNodeRequest, _cluster_pb2.GetNodeResponse]  # type: ignore[assignment]
-    """About the node that answers."""
+    """About the node that answers, or about another one.
+
+    NOT_FOUND    NODE_NOT_FOUND: no such member
+    UNAVAILABLE  NODE_UNREACHABLE: it does not answer the node that was asked
+    """
+    ListNodes: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListNodesRequest, _cluster_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """Every member of the cluster, alive or not, with its share of the shards."""
+    SetNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.SetNodeRequest, _cluster_pb2.SetNodeResponse]  # type: ignore[assignment]
+    """Says what is wanted of a member: to take part, to rest before a restart, to hand all its shards over. Returns when
+    that is noted; ListNodes and GetCluster show how far it is.
+
+    NOT_FOUND            NODE_NOT_FOUND
+    FAILED_PRECONDITION  SINGLE_NODE: this cluster has one node; there is nobody to hand over to
+    """
+    RemoveNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveNodeRequest, _cluster_pb2.RemoveNodeResponse]  # type: ignore[assignment]
+    """Removes a member that is not alive and holds no replica.
+
+    FAILED_PRECONDITION  NODE_IN_USE: it lives, or holds replicas; drain it first
+    """
+    GetCluster: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterRequest, _cluster_pb2.GetClusterResponse]  # type: ignore[assignment]
+    """How the cluster is: controller, shards without a leader or with too few replicas, moves on their way."""
+    AcceptLoss: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AcceptLossRequest, _cluster_pb2.AcceptLossResponse]  # type: ignore[assignment]
+    """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
+    gone. Only while the shard has no leader.
+
+    FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
+    """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Everybody may ask; nobody needs to."""
+    """Everybody may ask; nobody needs to.
+
+    Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
+    the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
+    shard, leader's node id, epoch) and RetryInfo, and nothing was changed.
+    """
 
     @_abc_1.abstractmethod
     def GetRoutes(
@@ -65,6 +132,62 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.GetNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.GetNodeResponse, _abc.Awaitable[_cluster_pb2.GetNodeResponse]]:
-        """About the node that answers."""
+        """About the node that answers, or about another one.
+
+        NOT_FOUND    NODE_NOT_FOUND: no such member
+        UNAVAILABLE  NODE_UNREACHABLE: it does not answer the node that was asked
+        """
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _cluster_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ListNodesResponse, _abc.Awaitable[_cluster_pb2.ListNodesResponse]]:
+        """Every member of the cluster, alive or not, with its share of the shards."""
+
+    @_abc_1.abstractmethod
+    def SetNode(
+        self,
+        request: _cluster_pb2.SetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.SetNodeResponse, _abc.Awaitable[_cluster_pb2.SetNodeResponse]]:
+        """Says what is wanted of a member: to take part, to rest before a restart, to hand all its shards over. Returns when
+        that is noted; ListNodes and GetCluster show how far it is.
+
+        NOT_FOUND            NODE_NOT_FOUND
+        FAILED_PRECONDITION  SINGLE_NODE: this cluster has one node; there is nobody to hand over to
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveNode(
+        self,
+        request: _cluster_pb2.RemoveNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RemoveNodeResponse, _abc.Awaitable[_cluster_pb2.RemoveNodeResponse]]:
+        """Removes a member that is not alive and holds no replica.
+
+        FAILED_PRECONDITION  NODE_IN_USE: it lives, or holds replicas; drain it first
+        """
+
+    @_abc_1.abstractmethod
+    def GetCluster(
+        self,
+        request: _cluster_pb2.GetClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.GetClusterResponse, _abc.Awaitable[_cluster_pb2.GetClusterResponse]]:
+        """How the cluster is: controller, shards without a leader or with too few replicas, moves on their way."""
+
+    @_abc_1.abstractmethod
+    def AcceptLoss(
+        self,
+        request: _cluster_pb2.AcceptLossRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.AcceptLossResponse, _abc.Awaitable[_cluster_pb2.AcceptLossResponse]]:
+        """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
+        gone. Only while the shard has no leader.
+
+        FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
+        """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

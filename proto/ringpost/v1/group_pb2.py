@@ -23,43 +23,48 @@ _sym_db = _symbol_database.Default()
 
 
 from ringpost.v1 import common_pb2 as ringpost_dot_v1_dot_common__pb2
+from ringpost.v1 import subscribe_pb2 as ringpost_dot_v1_dot_subscribe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ringpost/v1/group.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\"\x99\x01\n\x0bGroupConfig\x12$\n\x04mode\x18\x01 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12\x1c\n\x0f\x61\x63k_deadline_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rmax_in_flight\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x12\n\x10_ack_deadline_msB\x10\n\x0e_max_in_flightJ\x04\x08\x04\x10\x10\"\x8f\x02\n\tGroupInfo\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x15\n\rsettled_below\x18\x04 \x01(\x04\x12\x12\n\nend_offset\x18\x05 \x01(\x04\x12\x0f\n\x07pending\x18\x06 \x01(\x04\x12\x11\n\tin_flight\x18\x07 \x01(\x04\x12\x14\n\x0cto_redeliver\x18\x08 \x01(\x04\x12\x10\n\x08rejected\x18\t \x01(\x04\x12)\n\x07members\x18\n \x03(\x0b\x32\x18.ringpost.v1.GroupMember\x12\x17\n\x0f\x63reated_time_us\x18\x0b \x01(\x03\"2\n\x0bGroupMember\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\x04\"}\n\x0f\x41\x64\x64GroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x05start\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\"9\n\x10\x41\x64\x64GroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"0\n\x0fGetGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"9\n\x10GetGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"K\n\x11ListGroupsRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListGroupsResponse\x12&\n\x06groups\x18\x01 \x03(\x0b\x32\x16.ringpost.v1.GroupInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x10SeekGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x02to\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\":\n\x11SeekGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"3\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse*>\n\tGroupMode\x12\x1a\n\x16GROUP_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11GROUP_MODE_SHARED\x10\x01\x32\x8d\x03\n\x0cGroupService\x12G\n\x08\x41\x64\x64Group\x12\x1c.ringpost.v1.AddGroupRequest\x1a\x1d.ringpost.v1.AddGroupResponse\x12G\n\x08GetGroup\x12\x1c.ringpost.v1.GetGroupRequest\x1a\x1d.ringpost.v1.GetGroupResponse\x12M\n\nListGroups\x12\x1e.ringpost.v1.ListGroupsRequest\x1a\x1f.ringpost.v1.ListGroupsResponse\x12J\n\tSeekGroup\x12\x1d.ringpost.v1.SeekGroupRequest\x1a\x1e.ringpost.v1.SeekGroupResponse\x12P\n\x0b\x44\x65leteGroup\x12\x1f.ringpost.v1.DeleteGroupRequest\x1a .ringpost.v1.DeleteGroupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ringpost/v1/group.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\x1a\x1bringpost/v1/subscribe.proto\"\x99\x01\n\x0bGroupConfig\x12$\n\x04mode\x18\x01 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12\x1c\n\x0f\x61\x63k_deadline_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rmax_in_flight\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x12\n\x10_ack_deadline_msB\x10\n\x0e_max_in_flightJ\x04\x08\x04\x10\x10\"\x8f\x02\n\tGroupInfo\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x15\n\rsettled_below\x18\x04 \x01(\x04\x12\x12\n\nend_offset\x18\x05 \x01(\x04\x12\x0f\n\x07pending\x18\x06 \x01(\x04\x12\x11\n\tin_flight\x18\x07 \x01(\x04\x12\x14\n\x0cto_redeliver\x18\x08 \x01(\x04\x12\x10\n\x08rejected\x18\t \x01(\x04\x12)\n\x07members\x18\n \x03(\x0b\x32\x18.ringpost.v1.GroupMember\x12\x17\n\x0f\x63reated_time_us\x18\x0b \x01(\x03\"2\n\x0bGroupMember\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\x04\"}\n\x0f\x41\x64\x64GroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x05start\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\"9\n\x10\x41\x64\x64GroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"0\n\x0fGetGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"9\n\x10GetGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"K\n\x11ListGroupsRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListGroupsResponse\x12&\n\x06groups\x18\x01 \x03(\x0b\x32\x16.ringpost.v1.GroupInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x10SeekGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x02to\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\":\n\x11SeekGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"3\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse\"\xb3\x01\n\x15SettleMessagesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12(\n\x06ranges\x18\x03 \x03(\x0b\x32\x18.ringpost.v1.OffsetRange\x12\x1f\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x10.ringpost.v1.AckH\x00\x12%\n\x06reject\x18\x05 \x01(\x0b\x32\x13.ringpost.v1.RejectH\x00\x42\x08\n\x06\x61\x63tion\"D\n\x16SettleMessagesResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.ringpost.v1.SettledRange*>\n\tGroupMode\x12\x1a\n\x16GROUP_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11GROUP_MODE_SHARED\x10\x01\x32\xe0\x03\n\x0cGroupService\x12G\n\x08\x41\x64\x64Group\x12\x1c.ringpost.v1.AddGroupRequest\x1a\x1d.ringpost.v1.AddGroupResponse\x12G\n\x08GetGroup\x12\x1c.ringpost.v1.GetGroupRequest\x1a\x1d.ringpost.v1.GetGroupResponse\x12M\n\nListGroups\x12\x1e.ringpost.v1.ListGroupsRequest\x1a\x1f.ringpost.v1.ListGroupsResponse\x12J\n\tSeekGroup\x12\x1d.ringpost.v1.SeekGroupRequest\x1a\x1e.ringpost.v1.SeekGroupResponse\x12P\n\x0b\x44\x65leteGroup\x12\x1f.ringpost.v1.DeleteGroupRequest\x1a .ringpost.v1.DeleteGroupResponse\x12Q\n\x06Settle\x12\".ringpost.v1.SettleMessagesRequest\x1a#.ringpost.v1.SettleMessagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.v1.group_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GROUPMODE']._serialized_start=1226
-  _globals['_GROUPMODE']._serialized_end=1288
-  _globals['_GROUPCONFIG']._serialized_start=67
-  _globals['_GROUPCONFIG']._serialized_end=220
-  _globals['_GROUPINFO']._serialized_start=223
-  _globals['_GROUPINFO']._serialized_end=494
-  _globals['_GROUPMEMBER']._serialized_start=496
-  _globals['_GROUPMEMBER']._serialized_end=546
-  _globals['_ADDGROUPREQUEST']._serialized_start=548
-  _globals['_ADDGROUPREQUEST']._serialized_end=673
-  _globals['_ADDGROUPRESPONSE']._serialized_start=675
-  _globals['_ADDGROUPRESPONSE']._serialized_end=732
-  _globals['_GETGROUPREQUEST']._serialized_start=734
-  _globals['_GETGROUPREQUEST']._serialized_end=782
-  _globals['_GETGROUPRESPONSE']._serialized_start=784
-  _globals['_GETGROUPRESPONSE']._serialized_end=841
-  _globals['_LISTGROUPSREQUEST']._serialized_start=843
-  _globals['_LISTGROUPSREQUEST']._serialized_end=918
-  _globals['_LISTGROUPSRESPONSE']._serialized_start=920
-  _globals['_LISTGROUPSRESPONSE']._serialized_end=1005
-  _globals['_SEEKGROUPREQUEST']._serialized_start=1007
-  _globals['_SEEKGROUPREQUEST']._serialized_end=1088
-  _globals['_SEEKGROUPRESPONSE']._serialized_start=1090
-  _globals['_SEEKGROUPRESPONSE']._serialized_end=1148
-  _globals['_DELETEGROUPREQUEST']._serialized_start=1150
-  _globals['_DELETEGROUPREQUEST']._serialized_end=1201
-  _globals['_DELETEGROUPRESPONSE']._serialized_start=1203
-  _globals['_DELETEGROUPRESPONSE']._serialized_end=1224
-  _globals['_GROUPSERVICE']._serialized_start=1291
-  _globals['_GROUPSERVICE']._serialized_end=1688
+  _globals['_GROUPMODE']._serialized_start=1507
+  _globals['_GROUPMODE']._serialized_end=1569
+  _globals['_GROUPCONFIG']._serialized_start=96
+  _globals['_GROUPCONFIG']._serialized_end=249
+  _globals['_GROUPINFO']._serialized_start=252
+  _globals['_GROUPINFO']._serialized_end=523
+  _globals['_GROUPMEMBER']._serialized_start=525
+  _globals['_GROUPMEMBER']._serialized_end=575
+  _globals['_ADDGROUPREQUEST']._serialized_start=577
+  _globals['_ADDGROUPREQUEST']._serialized_end=702
+  _globals['_ADDGROUPRESPONSE']._serialized_start=704
+  _globals['_ADDGROUPRESPONSE']._serialized_end=761
+  _globals['_GETGROUPREQUEST']._serialized_start=763
+  _globals['_GETGROUPREQUEST']._serialized_end=811
+  _globals['_GETGROUPRESPONSE']._serialized_start=813
+  _globals['_GETGROUPRESPONSE']._serialized_end=870
+  _globals['_LISTGROUPSREQUEST']._serialized_start=872
+  _globals['_LISTGROUPSREQUEST']._serialized_end=947
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=949
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1034
+  _globals['_SEEKGROUPREQUEST']._serialized_start=1036
+  _globals['_SEEKGROUPREQUEST']._serialized_end=1117
+  _globals['_SEEKGROUPRESPONSE']._serialized_start=1119
+  _globals['_SEEKGROUPRESPONSE']._serialized_end=1177
+  _globals['_DELETEGROUPREQUEST']._serialized_start=1179
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1230
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=1232
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=1253
+  _globals['_SETTLEMESSAGESREQUEST']._serialized_start=1256
+  _globals['_SETTLEMESSAGESREQUEST']._serialized_end=1435
+  _globals['_SETTLEMESSAGESRESPONSE']._serialized_start=1437
+  _globals['_SETTLEMESSAGESRESPONSE']._serialized_end=1505
+  _globals['_GROUPSERVICE']._serialized_start=1572
+  _globals['_GROUPSERVICE']._serialized_end=2052
 # @@protoc_insertion_point(module_scope)

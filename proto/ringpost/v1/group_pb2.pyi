@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ringpost.v1 import common_pb2 as _common_pb2
+from ringpost.v1 import subscribe_pb2 as _subscribe_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -118,7 +119,7 @@ class GroupInfo(_message.Message):
 
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
-        """Members connected through this node."""
+        """Live subscriptions, through whichever node."""
 
     def __init__(
         self,
@@ -417,3 +418,69 @@ class DeleteGroupResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteGroupResponse: _TypeAlias = DeleteGroupResponse  # noqa: Y015
+
+@_typing.final
+class SettleMessagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    ACK_FIELD_NUMBER: _builtins.int
+    REJECT_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Required."""
+    group: _builtins.str
+    """Required."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OffsetRange]:
+        """1 to 1,000 ranges."""
+
+    @_builtins.property
+    def ack(self) -> _subscribe_pb2.Ack:
+        """Done; never delivered to this group again."""
+
+    @_builtins.property
+    def reject(self) -> _subscribe_pb2.Reject:
+        """Will never be done: settled like an ack, counted as rejected with its reason."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        group: _builtins.str = ...,
+        ranges: _abc.Iterable[_common_pb2.OffsetRange] | None = ...,
+        ack: _subscribe_pb2.Ack | None = ...,
+        reject: _subscribe_pb2.Reject | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "reject", b"reject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "group", b"group", "ranges", b"ranges", "reject", b"reject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "reject"]  # noqa: Y015
+    _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
+
+Global___SettleMessagesRequest: _TypeAlias = SettleMessagesRequest  # noqa: Y015
+
+@_typing.final
+class SettleMessagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_subscribe_pb2.SettledRange]:
+        """One entry for each run of messages with the same outcome, ascending: DONE, ALREADY, or UNKNOWN beyond the end."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[_subscribe_pb2.SettledRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleMessagesResponse: _TypeAlias = SettleMessagesResponse  # noqa: Y015

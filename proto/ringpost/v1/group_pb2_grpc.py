@@ -60,6 +60,11 @@ class GroupServiceStub:
                 request_serializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.SerializeToString,
                 response_deserializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupResponse.FromString,
                 _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/ringpost.v1.GroupService/Settle',
+                request_serializer=ringpost_dot_v1_dot_group__pb2.SettleMessagesRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_group__pb2.SettleMessagesResponse.FromString,
+                _registered_method=True)
 
 
 class GroupServiceServicer:
@@ -103,6 +108,18 @@ class GroupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Settle(self, request, context):
+        """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
+        died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+
+        NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
+        UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
+        RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GroupServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +147,11 @@ def add_GroupServiceServicer_to_server(servicer, server):
                     servicer.DeleteGroup,
                     request_deserializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.FromString,
                     response_serializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupResponse.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=ringpost_dot_v1_dot_group__pb2.SettleMessagesRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_group__pb2.SettleMessagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +290,33 @@ class GroupService:
             '/ringpost.v1.GroupService/DeleteGroup',
             ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.SerializeToString,
             ringpost_dot_v1_dot_group__pb2.DeleteGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.GroupService/Settle',
+            ringpost_dot_v1_dot_group__pb2.SettleMessagesRequest.SerializeToString,
+            ringpost_dot_v1_dot_group__pb2.SettleMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

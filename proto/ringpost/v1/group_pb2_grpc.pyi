@@ -47,6 +47,14 @@ class GroupServiceStub:
     """
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+    Settle: _grpc.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]
+    """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
+    died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+
+    NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
+    UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
+    RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
+    """
 
 @_typing.type_check_only
 class GroupServiceAsyncStub(GroupServiceStub):
@@ -67,6 +75,14 @@ class GroupServiceAsyncStub(GroupServiceStub):
     """
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+    Settle: _aio.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]  # type: ignore[assignment]
+    """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
+    died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+
+    NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
+    UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
+    RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
+    """
 
 class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, shows, moves and removes groups. Every change is durable before it is answered."""
@@ -114,5 +130,19 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_group_pb2.DeleteGroupResponse, _abc.Awaitable[_group_pb2.DeleteGroupResponse]]:
         """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+
+    @_abc_1.abstractmethod
+    def Settle(
+        self,
+        request: _group_pb2.SettleMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_pb2.SettleMessagesResponse, _abc.Awaitable[_group_pb2.SettleMessagesResponse]]:
+        """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
+        died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+
+        NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
+        UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
+        RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
+        """
 
 def add_GroupServiceServicer_to_server(servicer: GroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -43,7 +43,10 @@ class PublisherServiceStub:
     FAILED_PRECONDITION SEQUENCE_GAP, UNKNOWN_PRODUCER, PRODUCER_FENCED: see PublishRequest.producer_id
     ALREADY_EXISTS    DUPLICATE_TOO_OLD: stored long ago, its offsets are no longer known
     DATA_LOSS         SHARD_QUARANTINED: the channel's storage is damaged and takes no more until repaired
-    UNAVAILABLE       the node is starting or draining; with reason NOT_APPENDED nothing was appended
+    UNAVAILABLE       the node is starting or draining, or nobody leads the channel's shard; with reason NOT_APPENDED or
+                      NOT_LEADER nothing was appended. Clients' ports hold a batch for some seconds before they say so,
+                      and pass it on to the leader; NOT_LEADER itself (metadata shard, leader, epoch) is what a node
+                      answers to another node that takes it for the leader
     """
     PublishStream: _grpc.StreamStreamMultiCallable[_publish_pb2.PublishStreamRequest, _publish_pb2.PublishStreamResponse]
     """Publishes batches to any number of channels. The server first sends `opened`. Each `publish` is answered by
@@ -69,7 +72,10 @@ class PublisherServiceAsyncStub(PublisherServiceStub):
     FAILED_PRECONDITION SEQUENCE_GAP, UNKNOWN_PRODUCER, PRODUCER_FENCED: see PublishRequest.producer_id
     ALREADY_EXISTS    DUPLICATE_TOO_OLD: stored long ago, its offsets are no longer known
     DATA_LOSS         SHARD_QUARANTINED: the channel's storage is damaged and takes no more until repaired
-    UNAVAILABLE       the node is starting or draining; with reason NOT_APPENDED nothing was appended
+    UNAVAILABLE       the node is starting or draining, or nobody leads the channel's shard; with reason NOT_APPENDED or
+                      NOT_LEADER nothing was appended. Clients' ports hold a batch for some seconds before they say so,
+                      and pass it on to the leader; NOT_LEADER itself (metadata shard, leader, epoch) is what a node
+                      answers to another node that takes it for the leader
     """
     PublishStream: _aio.StreamStreamMultiCallable[_publish_pb2.PublishStreamRequest, _publish_pb2.PublishStreamResponse]  # type: ignore[assignment]
     """Publishes batches to any number of channels. The server first sends `opened`. Each `publish` is answered by
@@ -98,7 +104,10 @@ class PublisherServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION SEQUENCE_GAP, UNKNOWN_PRODUCER, PRODUCER_FENCED: see PublishRequest.producer_id
         ALREADY_EXISTS    DUPLICATE_TOO_OLD: stored long ago, its offsets are no longer known
         DATA_LOSS         SHARD_QUARANTINED: the channel's storage is damaged and takes no more until repaired
-        UNAVAILABLE       the node is starting or draining; with reason NOT_APPENDED nothing was appended
+        UNAVAILABLE       the node is starting or draining, or nobody leads the channel's shard; with reason NOT_APPENDED or
+                          NOT_LEADER nothing was appended. Clients' ports hold a batch for some seconds before they say so,
+                          and pass it on to the leader; NOT_LEADER itself (metadata shard, leader, epoch) is what a node
+                          answers to another node that takes it for the leader
         """
 
     @_abc_1.abstractmethod

@@ -52,6 +52,10 @@ class SubscriberServiceServicer:
         `heartbeat` when it has sent nothing else for a while, `drain` before it stops. Half-close: the server releases
         all leases, answers outstanding settlements and ends with OK. The server by itself ends a stream only with an
         error, UNAVAILABLE when draining. A message that does not parse ends the stream with INVALID_ARGUMENT.
+
+        When the channel's shard gets another leader, an ephemeral subscription pauses and goes on at its next offset. One of
+        a group is `closed` with UNAVAILABLE, GROUP_MOVED: its leases are gone, open it again. A subscription that finds no
+        leader for some seconds is `closed` with UNAVAILABLE, NOT_LEADER (metadata shard, leader, epoch).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

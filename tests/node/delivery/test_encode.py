@@ -1,10 +1,11 @@
 """Deliveries written by hand are what protobuf would write."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringpost.internal.v1.envelope_pb2 import Deliver, DeliveredBatch, SubscribeResponse
-from ringpost.node.delivery.encode import deliver, piece, varint
+from ringpost.node.delivery.encode import deliver, is_deliver, piece, readdressed, split_deliver, varint
 from ringpost.v1 import subscribe_pb2 as public
 
 u64 = st.one_of(st.integers(0, 200), st.integers(0, 2**64 - 1))
@@ -57,6 +58,22 @@ def test_a_client_reads_typed_messages() -> None:
     message = deliver(1, [piece(body, first_offset=2, count=2, time_us=3, crc=4)])
     (batch,) = public.SubscribeResponse.FromString(message).deliver.batches
     assert [m.data for m in batch.batch.messages] == [b"x", b""]
+
+
+@given(u32, u32, st.lists(st.binary(max_size=200)))
+def test_a_delivery_is_readdressed_without_opening_it(number: int, other: int, bodies: list[bytes]) -> None:
+    pieces = [piece(body, first_offset=5, count=1, time_us=3, crc=4) for body in bodies]
+    message = deliver(number, pieces)
+    assert is_deliver(message)
+    found, batches = split_deliver(message)
+    assert found == number
+    assert readdressed(other, batches) == deliver(other, pieces)
+
+
+@pytest.mark.parametrize("message", [b"", b"\x12", b"\x0a\x02\x08\x01", b"\x12\x02\x12\x00", b"\x12" + b"\xff" * 20])
+def test_what_is_no_delivery_of_ours_is_not_split(message: bytes) -> None:
+    with pytest.raises(ValueError, match="not"):
+        split_deliver(message)
 
 
 @given(u64)

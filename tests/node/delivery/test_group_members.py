@@ -45,6 +45,22 @@ async def test_a_group_delivers_with_leases_and_settles() -> None:
     assert stream.session.hub.counters.settled == {"DONE": 2}
 
 
+async def test_a_node_that_may_have_been_replaced_gives_groups_nothing_and_readers_all_the_same() -> None:
+    """What is committed stays so, whoever leads; but a message may be settled by now, where another node leads."""
+    rig = Rig()
+    with_group(rig, 3)
+    hub = hub_of(rig)
+    hub.may_deliver = lambda: False
+    member, reader = Stream(hub), Stream(hub)
+    member.open(group="g")
+    reader.open(start=Start(earliest=True))
+    assert spans(await member.said()) == []
+    assert spans(await reader.said()) == [(0, 2, 0)]
+    hub.may_deliver = lambda: True
+    hub.beat()
+    assert spans(await member.said()) == [(0, 2, 1)]
+
+
 async def test_a_group_is_made_by_first_use_where_asked() -> None:
     rig = Rig()
     numbered(rig, 3)

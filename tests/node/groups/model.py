@@ -132,6 +132,21 @@ class Model:
             return Outcome.DONE
         return Outcome.ALREADY if message.settled else Outcome.EXPIRED
 
+    def settle_any(
+        self, action: Ack | Reject, ranges: Iterable[tuple[int, int]]
+    ) -> tuple[dict[int, Outcome], Entry | None]:
+        entry = Entry("ack" if isinstance(action, Ack) else "reject")
+        results = {}
+        for offset in sorted({offset for first, last in ranges for offset in range(first, last + 1)}):
+            if offset >= len(self.messages):
+                results[offset] = Outcome.UNKNOWN
+            elif self.messages[offset].settled:
+                results[offset] = Outcome.ALREADY
+            else:
+                results[offset] = Outcome.DONE
+                entry.offsets[offset] = (0, 0)
+        return results, entry if entry.offsets else None
+
     def expire(self, now: int) -> Entry | None:
         entry = Entry("fail")
         for offset, message in enumerate(self.messages):

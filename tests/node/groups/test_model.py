@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject, SettleChange, join
+from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject, SettleChange, Verdict, join
 from ringpost.node.groups.core import GroupCore
 from tests.node.groups.model import Entry, Model
 
@@ -109,7 +109,17 @@ class GroupMachine(RuleBasedStateMachine):
     def settle(self, choice: int, action: Action, ranges: list[tuple[int, int]], cumulative: bool) -> None:
         consumer = self.pick(choice)
         verdict = self.group.settle(consumer, action, ranges, cumulative, self.now)
-        expected, entry = self.model.settle(consumer, action, ranges, cumulative, self.now)
+        self.check_verdict(action, verdict, *self.model.settle(consumer, action, ranges, cumulative, self.now))
+
+    @rule(action=st.sampled_from([Ack(), Reject("bad")]), ranges=range_lists)
+    def settle_any(self, action: Ack | Reject, ranges: list[tuple[int, int]]) -> None:
+        """By somebody who is no member."""
+        verdict = self.group.settle_any(action, ranges, self.end)
+        self.check_verdict(action, verdict, *self.model.settle_any(action, ranges))
+
+    def check_verdict(
+        self, action: Action, verdict: Verdict, expected: dict[int, Outcome], entry: Entry | None
+    ) -> None:
         answered = [(n, outcome) for first, last, outcome in verdict.results for n in range(first, last + 1)]
         assert answered == list(expected.items())
         self.confirmed |= {n for n, outcome in answered if outcome == Outcome.ALREADY}

@@ -134,4 +134,6 @@ def test_types_keep_their_numbers() -> None:
         "GROUP": 4,
         "SETTLE": 5,
         "TRIM": 6,
+        "REPLICA": 7,
+        "TRUNCATE": 8,
     }

@@ -215,6 +215,52 @@ class EpochStart(_message.Message):
 Global___EpochStart: _TypeAlias = EpochStart  # noqa: Y015
 
 @_typing.final
+class ReplicaRecord(_message.Message):
+    """Frame type REPLICA: about a copy of a shard, not about the shard: only in this directory's journal, never between
+    peers, and outside the shard's chain of positions.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """32 hex digits."""
+    fresh: _builtins.bool
+    """Begins empty. Whatever frames of the shard stand before this in the journal are void."""
+    restored: _builtins.int
+    """The snapshot is complete, with so many frames; whatever stood before `snapshot` is void."""
+    removed: _builtins.bool
+    """The copy is gone."""
+    @_builtins.property
+    def snapshot(self) -> Global___ShardSnapshot:
+        """Begins with this state, without index rows; frames with flag RESTORED follow, then `restored`. What was before
+        counts until then.
+        """
+
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        fresh: _builtins.bool = ...,
+        snapshot: Global___ShardSnapshot | None = ...,
+        restored: _builtins.int = ...,
+        removed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "removed", b"removed", "restored", b"restored", "snapshot", b"snapshot", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "removed", b"removed", "replica_id", b"replica_id", "restored", b"restored", "snapshot", b"snapshot", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["fresh", "snapshot", "restored", "removed"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___ReplicaRecord: _TypeAlias = ReplicaRecord  # noqa: Y015
+
+@_typing.final
 class ShardSnapshot(_message.Message):
     """A shard's state at a committed position. A checkpoint's body is one after another, each behind its length (u32, little
     endian): no shard's size adds to another's, and each is encoded by itself.
@@ -228,14 +274,20 @@ class ShardSnapshot(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     LAST_TIME_US_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     position: _builtins.int
     """Position and header checksum of the last frame that is contained."""
     last_crc: _builtins.int
     epoch: _builtins.int
     last_time_us: _builtins.int
+    replica_id: _builtins.str
+    """In a cluster: which copy this is, and the epochs of its log, flat pairs epoch, first position."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelSnapshot]: ...
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -245,10 +297,12 @@ class ShardSnapshot(_message.Message):
         epoch: _builtins.int = ...,
         last_time_us: _builtins.int = ...,
         channels: _abc.Iterable[Global___ChannelSnapshot] | None = ...,
+        replica_id: _builtins.str = ...,
+        epochs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "epoch", b"epoch", "last_crc", b"last_crc", "last_time_us", b"last_time_us", "position", b"position", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "epoch", b"epoch", "epochs", b"epochs", "last_crc", b"last_crc", "last_time_us", b"last_time_us", "position", b"position", "replica_id", b"replica_id", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,473 @@
+"""All replicas of this node: connects each core with its shard, the journal, the peers, and the cluster's view."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
+from ringpost.cluster.view import ShardRecord, View
+from ringpost.internal.v1.peer_pb2 import Diverged, Fetch, FollowerAck, Refused, SnapshotPart
+from ringpost.internal.v1.record_pb2 import ReplicaRecord
+from ringpost.node import log
+from ringpost.node.journal.reader import ColdReader
+from ringpost.node.replicas.outbox import ToFollower, ToLeader
+from ringpost.node.replicas.receive import Receiving
+from ringpost.node.replicas.send import send_snapshot
+from ringpost.node.replication.core import LogEnd, ReplicaCore
+from ringpost.node.replication.ports import Frames, Limits
+from ringpost.node.shard.cluster_replay import clear_shard
+from ringpost.node.shard.leadership import pause_serving, start_serving, stop_leading
+from ringpost.node.shard.replicated import ReplicatedLog
+from ringpost.node.shard.shard import Shard
+from ringpost.node.shard.store import Store
+
+TICK_S = 0.1
+MARK_S = 0.02  # how long the news of a commit may wait for data to travel with
+_SNAPSHOTS_MAX = 2
+
+
+class Boxes(Protocol):
+    """Where messages for peers are put."""
+
+    def to_leader(self, node: str) -> ToLeader:
+        """The box for a node that is followed."""
+
+    def to_follower(self, node: str) -> ToFollower:
+        """The box for a node that follows."""
+
+
+class Replicator:
+    """One a node, in the loop's thread. `clock` gives microseconds that never fall."""
+
+    def __init__(
+        self,
+        store: Store,
+        coordination: Coordination,
+        reader: ColdReader,
+        clock: Callable[[], int],
+        *,
+        node: str,
+        directory: str,
+        limits: Limits | None = None,
+        serving_changed: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """`serving_changed(stepped down)`: this node serves, or no longer serves, a shard."""
+        self.store = store
+        self.coordination = coordination
+        self.reader = reader
+        self.clock = clock
+        self.node = node
+        self.boxes: Boxes | None = None
+        self.cores: dict[int, ReplicaCore] = {}
+        self._directory = directory
+        self._limits = limits or Limits()
+        self._serving_changed = serving_changed
+        self._view: View | None = None
+        self._sessions: Mapping[str, int] = {}
+        self._seen: dict[int, tuple[int, int]] = {}  # shard → revision of its record, and of the sessions
+        self._sessions_version = 0
+        self._touched: dict[int, None] = {}
+        self._restless: set[int] = set()
+        self._marks: set[int] = set()
+        self._mark_soon = False
+        self._leading: set[int] = set()
+        self._receiving: dict[int, Receiving] = {}
+        self._tokens: dict[int, int] = {}
+        self._refreshing = False
+        self._lost: set[int] = set()
+        self._reported: frozenset[int] = frozenset()  # what the cluster was told to be lost
+        self._snapshots = asyncio.Semaphore(_SNAPSHOTS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def start(self, view: View) -> None:
+        """Takes part from now on."""
+        self._lost.update(shard.number for shard in self.store.shards if shard.quarantined)
+        own = view.nodes.get(self.node)
+        if own is not None:  # a directory that was rolled back has lost everything
+            self._lost |= own.lost_shards
+            self._reported = own.lost_shards
+        if self._lost != self._reported:
+            self.spawn(self._report_lost())
+        self._unwatch = self.coordination.watch(self.on_view)
+        self.spawn(self._ticks())
+        self.on_view(view)
+
+    async def close(self) -> None:
+        """Takes part no more."""
+        self._closed = True
+        self._unwatch()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a coroutine that handles its own errors."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ticks(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.clock()
+            for number in tuple(self._restless):
+                core = self.cores.get(number)
+                if core is None or not core.restless:
+                    self._restless.discard(number)
+                    continue
+                core.tick(now)
+
+    @property
+    def leads_any(self) -> bool:
+        """Whether this node leads a shard."""
+        return bool(self._leading)
+
+    # -- the view ---------------------------------------------------------------------------------------------------
+
+    def on_view(self, view: View, tokens: Mapping[int, int] | None = None) -> None:
+        """A newer view; with `tokens` (by shard) one that was read linearizably."""
+        if self._closed or (self._view is not None and view.revision < self._view.revision):
+            return
+        self._view = view
+        sessions = {node: ref.session for node, ref in view.nodes.items() if ref.session}
+        if sessions != self._sessions:
+            self._sessions = sessions
+            self._sessions_version += 1
+        now = self.clock()
+        for record in view.shards:
+            token = (tokens or {}).get(record.shard, 0)
+            key = (record.revision, self._sessions_version)
+            if token or self._seen.get(record.shard) != key:
+                self._seen[record.shard] = key
+                self._see(record, now, token)
+
+    def _see(self, record: ShardRecord, now: int, token: int) -> None:
+        shard = self.store.shards[record.shard]
+        replica = record.replica_on(self.node)
+        if replica is None or replica.directory != self._directory:
+            self._leave(shard)
+            return
+        local = shard.replicated
+        if local is None or local.replica_id != replica.replica_id:
+            if replica.replica_id in record.in_sync and record.epoch > 0:
+                self._miss(shard, replica.replica_id)
+                return
+            self._make(shard, replica.replica_id)
+        if shard.quarantined or record.shard in self._lost or record.shard in self._reported:
+            return  # the cluster must know first that what was here is lost, or that the new copy is not
+        core = self.cores.get(record.shard)
+        if core is None:
+            core = self._make_core(shard)
+        log_ = shard.replicated
+        assert log_ is not None
+        log_.holders = record.in_sync_nodes
+        self._restless.add(record.shard)
+        core.see(record, self._sessions, now, token=token)
+
+    def _leave(self, shard: Shard) -> None:
+        """The record names no copy here. What there is stays on the disk and takes no part."""
+        core = self.cores.pop(shard.number, None)
+        if core is None:
+            return
+        log.info("replica.left", shard=shard.number, replica=core.replica_id)
+        if shard.number in self._leading:
+            self._leading.discard(shard.number)
+            stop_leading(self.store, shard, "")
+            self._serving_changed(True)
+        self._receiving.pop(shard.number, None)
+
+    def _miss(self, shard: Shard, replica_id: str) -> None:
+        """The cluster counts on a copy that is not here: it must know, and make another one."""
+        if shard.number not in self._lost:
+            log.error("replica.missing", shard=shard.number, replica=replica_id)
+            self._lost.add(shard.number)
+            self.spawn(self._report_lost())
+
+    async def _report_lost(self) -> None:
+        while not self._closed:
+            lost = frozenset(self._lost)
+            try:
+                await self.coordination.report_lost(lost)
+                found, self._reported = self._reported - lost, lost
+                if self._view is not None:
+                    for number in found:
+                        self._see(self._view.shards[number], self.clock(), 0)
+                if lost == frozenset(self._lost):
+                    return
+            except CoordinationError as error:
+                log.warning("replica.lost_not_reported", error=str(error))
+                await asyncio.sleep(1.0)
+
+    def _make(self, shard: Shard, replica_id: str) -> None:
+        """A new, empty copy. Another one that was here is replaced: the record that names the new one permits it."""
+        self.cores.pop(shard.number, None)
+        self._receiving.pop(shard.number, None)
+        if shard.number in self._leading:
+            self._leading.discard(shard.number)
+            stop_leading(self.store, shard, "")
+            self._serving_changed(True)
+        clear_shard(shard)
+        shard.replicated = ReplicatedLog(shard, replica_id)
+        shard.replicated.append_record(ReplicaRecord(replica_id=replica_id, fresh=True).SerializeToString())
+        if shard.number in self._lost:
+            self._lost.discard(shard.number)
+            self.spawn(self._report_lost())
+        log.info("replica.made", shard=shard.number, replica=replica_id)
+
+    def _make_core(self, shard: Shard, fetch_id: int = 1) -> ReplicaCore:
+        log_ = shard.replicated
+        assert log_ is not None
+        log_.touched = self._on_touched
+        log_.appended_here = self._on_appended
+        log_.read_for = self._read_for
+        link = ShardLink(self, shard)
+        core = ReplicaCore(
+            shard.number,
+            log_,
+            link,
+            self._limits,
+            node=self.node,
+            replica_id=log_.replica_id,
+            fetch_id=fetch_id,
+        )
+        self.cores[shard.number] = core
+        return core
+
+    # -- the journal ------------------------------------------------------------------------------------------------
+
+    def _on_touched(self, log_: ReplicatedLog) -> None:
+        self._touched[log_.shard.number] = None
+
+    def _on_appended(self, log_: ReplicatedLog) -> None:
+        core = self.cores.get(log_.shard.number)
+        if core is not None:
+            core.appended()
+            self._restless.add(core.shard)
+
+    def durable(self) -> None:
+        """The journal has fsynced: to be called once, after all frames of it have been told of."""
+        touched, self._touched = self._touched, {}
+        now = self.clock()
+        for number in touched:
+            core = self.cores.get(number)
+            if core is not None:
+                core.durable(now)
+
+    def committed(self, number: int) -> None:
+        """A leader has committed more; its followers hear of it soon, with data if there are some."""
+        self._marks.add(number)
+        if not self._mark_soon:
+            self._mark_soon = True
+            asyncio.get_running_loop().call_later(MARK_S, self._send_marks)
+
+    def _send_marks(self) -> None:
+        self._mark_soon = False
+        marks, self._marks = self._marks, set()
+        for number in marks:
+            core = self.cores.get(number)
+            if core is not None:
+                core.appended()
+
+    def _read_for(self, log_: ReplicatedLog, node: str, after: int, rows: Sequence[tuple[int, int]]) -> None:
+        self.spawn(self._read(log_, node, after, rows))
+
+    async def _read(self, log_: ReplicatedLog, node: str, after: int, rows: Sequence[tuple[int, int]]) -> None:
+        try:
+            log_.have_read(node, after, Frames(await self.reader.read_raw(rows), after + len(rows)))
+        except Exception as error:  # gone meanwhile, or unreadable: the follower gets a snapshot in its place
+            log.warning("replica.frames_unreadable", shard=log_.shard.number, error=str(error))
+            log_.positions.drop_below(rows[-1][0] + 1)
+        core = self.cores.get(log_.shard.number)
+        if core is not None and log_.shard.replicated is log_:
+            core.readable(node)
+
+    # -- what cores want --------------------------------------------------------------------------------------------
+
+    def refresh(self, shard: int, token: int) -> None:
+        """Reads the view for a shard; many at the same time are one read."""
+        self._tokens[shard] = token
+        if not self._refreshing:
+            self._refreshing = True
+            self.spawn(self._refresh())
+
+    async def _refresh(self) -> None:
+        await asyncio.sleep(0)  # others of this turn join
+        while self._tokens and not self._closed:
+            tokens, self._tokens = self._tokens, {}
+            try:
+                view = await self.coordination.refresh()
+            except CoordinationError as error:
+                log.warning("view.not_refreshed", error=str(error))
+                self._tokens = tokens | self._tokens
+                await asyncio.sleep(0.2)
+                continue
+            self.on_view(view, tokens)
+        self._refreshing = False
+
+    def propose(self, record: ShardRecord, sessions: Mapping[str, int]) -> None:
+        """Asks for a change of a record."""
+        self.spawn(self._propose(record, sessions))
+
+    async def _propose(self, record: ShardRecord, sessions: Mapping[str, int]) -> None:
+        try:
+            outcome = await self.coordination.propose(record, sessions)
+        except CoordinationError:
+            outcome = Proposal.UNKNOWN
+        core = self.cores.get(record.shard)
+        if core is not None:
+            core.proposed(record, outcome)
+
+    def serving(self, shard: Shard) -> None:
+        """A core's role may be another one."""
+        core = self.cores.get(shard.number)
+        log_ = shard.replicated
+        if core is None or log_ is None:
+            return
+        if core.leading is not None:
+            self._leading.add(shard.number)
+            if core.serving and not log_.serving:
+                log.info("shard.serving", shard=shard.number, epoch=core.leading.epoch)
+                start_serving(self.store, shard)
+            elif not core.serving and log_.serving:
+                pause_serving(shard)
+        elif shard.number in self._leading:
+            self._leading.discard(shard.number)
+            leader = core.record.leader.node if core.record is not None and core.record.leader is not None else ""
+            log.info("shard.left", shard=shard.number, leader=leader)
+            stop_leading(self.store, shard, leader)
+            self._serving_changed(True)
+        self._restless.add(shard.number)
+        self._serving_changed(False)
+
+    def send_snapshot(self, shard: Shard, node: str, fetch: Fetch) -> None:
+        """A follower needs the whole shard."""
+        self.spawn(self._send_snapshot(shard, node, fetch))
+
+    async def _send_snapshot(self, shard: Shard, node: str, fetch: Fetch) -> None:
+        async with self._snapshots:
+            core, boxes = self.cores.get(shard.number), self.boxes
+            if core is None or core.leading is None or boxes is None:
+                return
+            box = boxes.to_follower(node)
+            try:
+                wanted = partial(core.wants_snapshot, node, fetch.fetch_id)
+                await send_snapshot(shard, fetch, core.leading.epoch, self.reader, box, wanted)
+            except Exception as error:
+                log.warning("snapshot.not_sent", shard=shard.number, to=node, error=str(error))
+                box.refuse(Refused(shard=shard.number, fetch_id=fetch.fetch_id, epoch=fetch.epoch))
+            core.snapshot_sent(node, fetch.fetch_id)
+
+    # -- what peers say ---------------------------------------------------------------------------------------------
+
+    def on_snapshot(self, node: str, part: SnapshotPart) -> None:
+        """A part of a snapshot from the leader."""
+        core = self.cores.get(part.shard)
+        if core is None or not core.on_snapshot(node, part.epoch, part.fetch_id):
+            return
+        receiving = self._receiving.get(part.shard)
+        if part.WhichOneof("part") == "begin":
+            if receiving is not None:
+                receiving.abandon()
+            receiving = Receiving(self.store, self.store.shards[part.shard], core.replica_id, part.fetch_id)
+            self._receiving[part.shard] = receiving
+        if receiving is None or receiving.fetch_id != part.fetch_id:
+            return
+        problem = receiving.take(part, self._restored)
+        if problem is not None:
+            log.error("snapshot.refused", shard=part.shard, problem=problem)
+            receiving.abandon()
+            del self._receiving[part.shard]
+            core.snapshot_installed(self.clock() + 1_000_000)
+
+    def _restored(self, receiving: Receiving) -> None:
+        """Everything of a snapshot is fsynced: it takes the place of what was here."""
+        shard = receiving.shard
+        old = self.cores.get(shard.number)
+        if self._receiving.pop(shard.number, None) is not receiving or old is None or shard.number in self._leading:
+            receiving.abandon()
+            return
+        receiving.install()
+        core = self._make_core(shard, old.next_fetch_id)
+        log.info("snapshot.installed", shard=shard.number, position=shard.position)
+        if self._view is not None:
+            self._see(self._view.shards[shard.number], self.clock(), 0)
+        self._restless.add(core.shard)
+
+    def fence(self, shard: int, replica_id: str, new_epoch: int) -> LogEnd | None:
+        """For an election."""
+        core = self.cores.get(shard)
+        if core is None or core.replica_id != replica_id:
+            return None
+        self._restless.add(shard)
+        return core.fence(new_epoch, self.clock())
+
+    def leader_link_lost(self, node: str) -> None:
+        """The stream to a node that leads broke."""
+        now = self.clock()
+        for core in self.cores.values():
+            core.leader_link_lost(node, now)
+            self._restless.add(core.shard)
+
+    def follower_link_lost(self, node: str) -> None:
+        """The stream of a follower broke, or has just been replaced."""
+        for core in self.cores.values():
+            core.follower_link_lost(node)
+            self._restless.add(core.shard)
+
+    def node_lost(self, node: str) -> None:
+        """The node's process is surely not running."""
+        now = self.clock()
+        for core in self.cores.values():
+            if core.leading is not None:
+                core.node_lost(node, now)
+                self._restless.add(core.shard)
+
+
+class ShardLink:
+    """The `Link` of one shard's core."""
+
+    def __init__(self, owner: Replicator, shard: Shard) -> None:
+        self._owner = owner
+        self._shard = shard
+
+    def fetch(self, node: str, message: Fetch) -> None:
+        if self._owner.boxes is not None:
+            self._owner.boxes.to_leader(node).fetch(message)
+
+    def ack(self, node: str, message: FollowerAck) -> None:
+        if self._owner.boxes is not None:
+            self._owner.boxes.to_leader(node).ack(message)
+
+    def diverged(self, node: str, message: Diverged) -> None:
+        if self._owner.boxes is not None:
+            self._owner.boxes.to_follower(node).diverged(message)
+
+    def refuse(self, node: str, message: Refused) -> None:
+        if self._owner.boxes is not None:
+            self._owner.boxes.to_follower(node).refuse(message)
+
+    def ready(self, node: str) -> None:
+        if self._owner.boxes is not None:
+            self._owner.boxes.to_follower(node).ready(self._shard.number)
+
+    def snapshot(self, node: str, fetch: Fetch) -> None:
+        self._owner.send_snapshot(self._shard, node, fetch)
+
+    def committed(self) -> None:
+        self._owner.committed(self._shard.number)
+
+    def propose(self, record: ShardRecord, sessions: Mapping[str, int]) -> None:
+        self._owner.propose(record, sessions)
+
+    def refresh(self, token: int) -> None:
+        self._owner.refresh(self._shard.number, token)
+
+    def changed(self) -> None:
+        self._owner.serving(self._shard)
+
+    def alarm(self, what: str) -> None:
+        log.error("replica.stopped", shard=self._shard.number, what=what)

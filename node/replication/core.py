@@ -1,0 +1,354 @@
+"""One replica of one shard: which role it has, and what it does about what happens. Pure: no clock, no I/O.
+
+Everything comes in by a method and goes out through the `ReplicaLog` and the `Link` that it was given; time is an
+argument. The rules (P1 to P12) and what they are for stand in ARCHITECTURE.md; the simulator drives this very code.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from ringpost.cluster.coordination import Proposal
+from ringpost.cluster.view import ShardRecord
+from ringpost.internal.v1.peer_pb2 import Data, Diverged, Fetch, FollowerAck, Refused
+from ringpost.node.replication.follower import Following
+from ringpost.node.replication.leader import Leading
+from ringpost.node.replication.ports import Limits, Link, ReplicaLog
+
+
+class Role(Enum):
+    """What a replica does now."""
+
+    IDLE = "idle"  # no leader, or nobody has told yet
+    LEADER = "leader"
+    FOLLOWER = "follower"
+
+
+class LogEnd(NamedTuple):
+    """What a replica has fsynced: what an election compares."""
+
+    last_epoch: int
+    end: int
+
+
+class ReplicaCore:
+    """One replica. Invariant: a process leads an epoch at most once."""
+
+    def __init__(
+        self,
+        shard: int,
+        log: ReplicaLog,
+        link: Link,
+        limits: Limits,
+        *,
+        node: str,
+        replica_id: str,
+        fetch_id: int = 1,
+    ) -> None:
+        """`fetch_id`: above all that an earlier core of this replica used in this process."""
+        self.shard = shard
+        self.replica_id = replica_id
+        self.record: ShardRecord | None = None
+        self.leading: Leading | None = None
+        self.following: Following | None = None
+        self._log = log
+        self._link = link
+        self._limits = limits
+        self._node = node
+        self.next_fetch_id = fetch_id
+        self._sessions: Mapping[str, int] = {}
+        self._token = 0
+        self._lead_token = 0  # the read that is to confirm that this replica leads
+        self._lead_confirmed = False
+        self._lead_asked_us = 0
+        self._fence_token = 0  # the read that is to tell whether the fence is still needed
+        self._fenced_epoch = 0
+        self._fenced_until_us = 0
+        self._led_epoch = log.epochs.last
+
+    # -- what others ask --------------------------------------------------------------------------------------------
+
+    @property
+    def role(self) -> Role:
+        if self.leading is not None:
+            return Role.LEADER
+        return Role.FOLLOWER if self.following is not None else Role.IDLE
+
+    @property
+    def serving(self) -> bool:
+        """Whether this replica may serve clients: it leads, knows what is committed, and nobody else is asked for."""
+        leading = self.leading
+        return leading is not None and leading.serving and not leading.fenced and not leading.frozen
+
+    @property
+    def restless(self) -> bool:
+        """Whether `tick` may have something to do: a quiet shard needs none."""
+        if self._fenced_until_us or self._lead_token:
+            return True
+        if self.leading is None:
+            return self.following is not None and not self.following.flowing
+        leading = self.leading
+        if leading.pending is not None or leading.frozen or not leading.serving or leading.record.transfer_to:
+            return True
+        acked = {p.replica_id for p in leading.followers.values() if p.flowing and p.acked >= self._log.end}
+        quiet = acked.intersection(leading.record.in_sync)
+        return any(r.replica_id not in quiet and r.node != self._node for r in leading.record.replicas)
+
+    # -- the record -------------------------------------------------------------------------------------------------
+
+    def see(self, record: ShardRecord, sessions: Mapping[str, int], now_us: int, *, token: int = 0) -> None:
+        """The shard's record by the newest view. `sessions`: those of all nodes that live. `token`: see `Link.refresh`.
+
+        An older record than before is passed over.
+        """
+        if self.record is not None and record.revision < self.record.revision:
+            return
+        self.record, self._sessions = record, sessions
+        if self.leading is not None and self.leading.epoch != record.epoch:
+            self._step_down()
+        if record.epoch >= self._fenced_epoch or (token and token == self._fence_token):
+            self._unfence(record.epoch)
+        leader = record.leader
+        mine = (
+            leader is not None
+            and leader.replica_id == self.replica_id
+            and leader.session == sessions.get(self._node, 0) > 0
+            and record.epoch > self._led_epoch
+        )
+        if self.leading is not None:
+            self.leading.see(record, sessions, now_us)
+            self.leading.confirmed(record, token, now_us)
+        elif mine:
+            self._prepare_to_lead(token, now_us)
+        else:
+            self._lead_token = 0
+            self._follow(record, sessions, now_us)
+
+    def _prepare_to_lead(self, token: int, now_us: int) -> None:
+        """Leads when a linearizable read that began after the record came says the same."""
+        self.following = None
+        if not self._lead_token:
+            self._lead_confirmed = False
+            self._lead_token = self._new_token()
+            self._ask_to_lead(now_us)
+        elif token == self._lead_token:
+            self._lead_confirmed = True
+        self._lead_if_ready(now_us)
+
+    def _ask_to_lead(self, now_us: int) -> None:
+        self._lead_asked_us = now_us
+        self._link.refresh(self._lead_token)
+
+    def _lead_if_ready(self, now_us: int) -> None:
+        if not self._lead_token or not self._lead_confirmed or not self._log.settled:
+            return
+        assert self.record is not None
+        self._lead_token = 0
+        self._led_epoch = self.record.epoch
+        self.leading = Leading(self.shard, self._log, self._link, self._limits, self.record, now_us)
+        self.leading.fenced = self._is_fenced
+        self._link.changed()
+        self.leading.see(self.record, self._sessions, now_us)
+        self.leading.appended()
+
+    def _new_token(self) -> int:
+        self._token += 1
+        return self._token
+
+    def _step_down(self) -> None:
+        self.leading = None
+        self._link.changed()
+
+    def _follow(self, record: ShardRecord, sessions: Mapping[str, int], now_us: int) -> None:
+        leader = record.leader
+        lives = leader is not None and sessions.get(leader.node, 0) == leader.session and leader.node != self._node
+        if not lives or record.replica(self.replica_id) is None:
+            self.following = None
+            return
+        assert leader is not None
+        following = self.following
+        if following is None or (following.epoch, following.leader) != (record.epoch, leader.node):
+            self.following = Following(
+                self.shard,
+                self._log,
+                self._link,
+                self._limits,
+                replica_id=self.replica_id,
+                epoch=record.epoch,
+                leader=leader.node,
+            )
+        self.tick(now_us)
+
+    def tick(self, now_us: int) -> None:
+        """Time has passed."""
+        if self._fenced_until_us and now_us >= self._fenced_until_us:
+            # The election did not come about as far as this node knows: a read tells for sure.
+            self._fenced_until_us = now_us + self._limits.fence_us
+            self._fence_token = self._new_token()
+            self._link.refresh(self._fence_token)
+        if self.leading is not None:
+            self.leading.tick(now_us)
+        elif self._lead_token:
+            if not self._lead_confirmed and self._lead_asked_us + self._limits.retry_us <= now_us:
+                self._ask_to_lead(now_us)  # the read may have failed; whichever answers began late enough
+            self._lead_if_ready(now_us)
+        elif self.following is not None and not self._is_fenced:
+            self.next_fetch_id = self.following.tick(now_us, self.next_fetch_id)
+
+    # -- fencing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_fenced(self) -> bool:
+        return self.record is not None and self._fenced_epoch > self.record.epoch
+
+    def fence(self, new_epoch: int, now_us: int) -> LogEnd | None:
+        """Takes part in no epoch below `new_epoch` any more; tells what is fsynced here. None: too late for it.
+
+        Ends when the epoch shows, or when a read some time later says that it does not.
+        """
+        if (self.record is not None and new_epoch <= self.record.epoch) or not self._log.settled:
+            return None
+        self._fenced_epoch = max(self._fenced_epoch, new_epoch)
+        self._fenced_until_us = now_us + self._limits.fence_us
+        self._fence_token = 0  # a read that was asked for before says nothing about this one
+        if self.leading is not None and not self.leading.fenced:
+            self.leading.fenced = True
+            self._link.changed()
+        if self.following is not None:
+            self.following.again(now_us)
+        durable = self._log.durable
+        return LogEnd(self._epoch_at(durable), durable)
+
+    def _epoch_at(self, position: int) -> int:
+        """The epoch of the frame at a position."""
+        found = 0
+        for epoch, start in self._log.epochs:
+            if start > position:
+                break
+            found = epoch
+        return found
+
+    def _unfence(self, epoch: int) -> None:
+        """The epoch has come, or surely does not come now; if it comes late, the new leader refuses what is older."""
+        self._fenced_until_us = self._fence_token = 0
+        self._fenced_epoch = min(self._fenced_epoch, epoch)
+        if self.leading is not None and self.leading.fenced:
+            self.leading.fenced = False
+            self._link.changed()
+
+    # -- what peers say ---------------------------------------------------------------------------------------------
+
+    def on_fetch(self, node: str, session: int, message: Fetch, now_us: int) -> None:
+        """From a follower."""
+        leading = self.leading
+        if leading is None or leading.epoch != message.epoch:
+            epoch = self.record.epoch if self.record is not None else 0
+            self._link.refuse(node, Refused(shard=self.shard, fetch_id=message.fetch_id, epoch=epoch))
+            return
+        leading.fetch(node, session, message, now_us)
+
+    def on_ack(self, node: str, session: int, message: FollowerAck, now_us: int) -> None:
+        """From a follower."""
+        if self.leading is not None and self.leading.epoch == message.epoch:
+            self.leading.ack(node, session, message, now_us)
+
+    def on_data(self, node: str, message: Data, now_us: int) -> None:
+        """From the leader."""
+        following = self._following(node, message.epoch)
+        if following is not None:
+            following.data(message, now_us)
+
+    def on_diverged(self, node: str, message: Diverged, now_us: int) -> None:
+        """From the leader."""
+        following = self._following(node, message.epoch)
+        if following is not None:
+            following.diverged(message, now_us)
+
+    def on_snapshot(self, node: str, epoch: int, fetch_id: int) -> bool:
+        """A part of a snapshot came from the leader; False: it answers nothing that was asked, throw it away."""
+        following = self._following(node, epoch)
+        if following is None or not following.takes(fetch_id):
+            return False
+        following.snapshotting = True
+        return True
+
+    def snapshot_installed(self, now_us: int) -> None:
+        """The log is another one now: ask for the rest."""
+        if self.following is not None:
+            self.following.again(now_us)
+            self.tick(now_us)
+
+    def on_refused(self, node: str, message: Refused, now_us: int) -> None:
+        """From who was taken for the leader."""
+        following = self.following
+        if following is not None and following.leader == node:
+            following.refused(message, now_us)
+
+    def _following(self, node: str, epoch: int) -> Following | None:
+        following = self.following
+        if following is None or following.leader != node or following.epoch != epoch or self._is_fenced:
+            return None
+        return following
+
+    def leader_link_lost(self, node: str, now_us: int) -> None:
+        """The stream that this node opened to a leader broke; what was on its way may be lost."""
+        if self.following is not None and self.following.leader == node:
+            self.following.again(now_us + self._limits.retry_us // 10)
+
+    def follower_link_lost(self, node: str) -> None:
+        """The stream that a follower opened broke, or a newer one has taken its place.
+
+        Not to be called for a stream that was replaced before: the flow is on the newer one by then.
+        """
+        if self.leading is not None:
+            for progress in self.leading.followers.values():
+                if progress.node == node:
+                    progress.stop()
+
+    def node_lost(self, node: str, now_us: int) -> None:
+        """The node's process is surely not running."""
+        if self.leading is not None:
+            self.leading.node_lost(node, now_us)
+
+    # -- the shell's answers ----------------------------------------------------------------------------------------
+
+    def durable(self, now_us: int) -> None:
+        """More of the log is fsynced, or a record about it."""
+        if self.leading is not None:
+            self.leading.advance()
+            if self.leading.frozen:
+                self.leading.tick(now_us)
+        elif self._lead_token:
+            self._lead_if_ready(now_us)
+        elif self.following is not None and not self._is_fenced:
+            self.following.durable()
+            if not self.following.flowing:
+                self.tick(now_us)
+
+    def appended(self) -> None:
+        """The shell has appended as the leader."""
+        if self.leading is not None:
+            self.leading.appended()
+
+    def readable(self, node: str) -> None:
+        """A read that `ReplicaLog.read` began is done."""
+        if self.leading is not None:
+            self.leading.readable(node)
+
+    def next_data(self, node: str) -> Data | None:
+        """What to send to a follower; see `Link.ready`."""
+        return self.leading.next_data(node) if self.leading is not None and not self.leading.fenced else None
+
+    def proposed(self, record: ShardRecord, outcome: Proposal) -> None:
+        """The answer to `Link.propose` of that record, perhaps of an epoch ago."""
+        if self.leading is not None:
+            self.leading.proposed(record, outcome, self._new_token())
+
+    def wants_snapshot(self, node: str, fetch_id: int) -> bool:
+        """Whether a snapshot that was asked for by `Link.snapshot` is still of use."""
+        return self.leading is not None and self.leading.wants_snapshot(node, fetch_id)
+
+    def snapshot_sent(self, node: str, fetch_id: int) -> None:
+        """The answer to `Link.snapshot`."""
+        if self.leading is not None:
+            self.leading.snapshot_sent(node, fetch_id)

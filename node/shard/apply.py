@@ -1,0 +1,124 @@
+"""What a committed frame does to a shard's state: at recovery, and on a replica that follows.
+
+The leader's own frames bring their effects with them (`node.shard.shard`); here the same effects come from the bytes.
+"""
+
+from typing import Protocol
+
+from ringpost.internal.v1.record_pb2 import ChannelRecord, GroupRecord, SettleRecord, TrimRecord
+from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, Header
+from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.group import Group, GroupSettings, decode_settle, new_core
+from ringpost.node.shard.producers import ProducerTable
+from ringpost.node.shard.shard import Shard, apply_delete, apply_trim
+
+
+class Catalog(Protocol):
+    """Where channels are found by name."""
+
+    def include(self, channel: Channel) -> None:
+        """There is such a channel from now on."""
+
+    def exclude(self, channel: Channel) -> None:
+        """There is not any more."""
+
+    def note_limits(self, channel: Channel) -> None:
+        """Its configuration is another one."""
+
+
+class NoCatalog:
+    """For shards whose channels nobody looks for by name here: those that this node follows."""
+
+    def include(self, channel: Channel) -> None:
+        """Nobody looks."""
+
+    def exclude(self, channel: Channel) -> None:
+        """Nobody looked."""
+
+    def note_limits(self, channel: Channel) -> None:
+        """The leader retains."""
+
+
+def apply_frame(shard: Shard, header: Header, address: int, body: bytes | memoryview, catalog: Catalog) -> str | None:
+    """Applies a frame whose place in the chain was checked; what is wrong with it, or None."""
+    kind = header.type
+    if kind == FrameType.DATA:
+        return _apply_data(shard, header, address)
+    if kind == FrameType.EPOCH_START:
+        return None
+    if kind == FrameType.CONFIG:
+        return _apply_config(shard, header, ChannelRecord.FromString(bytes(body)), catalog)
+    channel = shard.channels.get(header.channel)
+    if channel is None:
+        return f"position {header.position} is for channel {header.channel}, which does not exist"
+    if kind == FrameType.TRIM:
+        first = TrimRecord.FromString(bytes(body)).first_offset
+        channel.trim_to = max(channel.trim_to, first)
+        apply_trim(channel, first)
+    elif kind == FrameType.GROUP:
+        _apply_group(channel, header, GroupRecord.FromString(bytes(body)))
+    elif kind == FrameType.SETTLE:
+        record = SettleRecord.FromString(bytes(body))
+        group = (channel.groups or {}).get(record.group)
+        if group is not None:
+            group.core.apply(decode_settle(record))
+    else:
+        return f"position {header.position} has type {kind}, which this version does not know"
+    return None
+
+
+def _apply_data(shard: Shard, header: Header, address: int) -> str | None:
+    channel = shard.channels.get(header.channel)
+    if channel is None:
+        return f"position {header.position} is for channel {header.channel}, which does not exist"
+    if header.base_offset != channel.next_offset:
+        return f"offset {header.base_offset} of channel {channel.name!r} follows {channel.next_offset - 1}"
+    length = FRAME_OVERHEAD + header.body_length
+    channel.index.append(header.base_offset, address, length)
+    channel.stored_bytes += length
+    channel.next_offset = channel.end_offset = header.base_offset + header.count
+    shard.log.ledger.add(address, length)
+    if header.producer:
+        if channel.producers is None:
+            channel.producers = ProducerTable()
+        channel.producers.stored(
+            header.producer,
+            header.producer_epoch,
+            header.base_sequence,
+            header.count,
+            header.base_offset,
+            header.time_us,
+        )
+    return None
+
+
+def _apply_config(shard: Shard, header: Header, record: ChannelRecord, catalog: Catalog) -> str | None:
+    limits = ChannelLimits().changed(record.config)
+    if record.channel == 0:
+        channel = Channel(shard, header.position, record.name, limits, header.time_us)
+        shard.channels[channel.number] = channel
+        catalog.include(channel)
+        return None
+    known = shard.channels.get(record.channel)
+    if known is None:
+        return f"position {header.position} changes channel {record.channel}, which does not exist"
+    if record.deleted:
+        catalog.exclude(known)
+        apply_delete(known)
+    else:
+        known.limits = known.next_limits = limits
+        catalog.note_limits(known)
+    return None
+
+
+def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
+    group = (channel.groups or {}).get(record.name)
+    change = record.WhichOneof("change")
+    if change == "deleted":
+        channel.drop_group(record.name)
+    elif change == "create_at" and group is None:
+        settings = GroupSettings.of(record.config)
+        core = new_core(settings, max(record.create_at, channel.first_offset))
+        channel.add_group(Group(channel, record.name, settings, core, header.time_us, header.position))
+    elif change == "seek_to" and group is not None:
+        group.core.seek(max(record.seek_to, channel.first_offset))
