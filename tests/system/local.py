@@ -184,9 +184,15 @@ class LocalCluster:
 
     async def channels_on_all_nodes(self, prefix: str, per_node: int, *nodes: str) -> list[str]:
         """Names of which each of these nodes (default: all that are up) leads `per_node` now."""
+        wanted = dict.fromkeys(nodes or self.up, per_node)
+
+        async def all_lead() -> bool:
+            return {shard.owner for shard in (await self.routes()).shards}.issuperset(wanted)
+
+        # A node that has come back leads again only after it was there for a while.
+        await self.until(all_lead, "every one of them leads something", 60)
         routes = await self.routes()
         owners = {shard.shard: shard.owner for shard in routes.shards}
-        wanted = dict.fromkeys(nodes or self.up, per_node)
         found: list[str] = []
         number = 0
         while any(wanted.values()):
