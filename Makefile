@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5 --timeout 60
 INSTALL := $(PIP) install --quiet $(if $(filter true,$(CI)),-c constraints.txt)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo up test long soak quick check proto bench wheel clean
+.PHONY: help setup demo up test long system soak quick check proto bench wheel clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -34,13 +34,16 @@ up: $(RUNTIME) ## Start a local node in the background; `.venv/bin/ringpost down
 	@$(BIN)/ringpost up
 
 test: $(DEV) ## Run the tests (below ten minutes)
-	@$(PYTEST) -m 'not long'
+	@$(PYTEST) -m 'not long and not system'
 
 long: $(DEV) ## Run the tests that `make test` leaves out: crashes, memory, many channels, other languages
 	@$(PYTEST) -m long
 
+system: $(DEV) ## Run all faults on a cluster of processes with etcd (about five minutes)
+	@$(PYTEST) tests/system
+
 quick: $(DEV) ## Run the tests that take seconds
-	@$(PYTEST) -m 'not slow and not long'
+	@$(PYTEST) -m 'not slow and not long and not system'
 
 check: $(DEV) ## Lint, types, import borders, .proto style, generated code
 	$(BIN)/ruff check --quiet .

@@ -7,7 +7,7 @@ import pytest
 from tests.system.conftest import Loaded
 from tests.system.local import LocalCluster
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.system
 
 AWAY_S = 20.0
 PAUSE_S_MAX = 2.0  # of publishing while etcd is away

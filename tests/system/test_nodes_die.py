@@ -9,7 +9,7 @@ from tests.system.load import Load
 from tests.system.local import LocalCluster
 
 FREEZE_S = 10.0
-LONG = [pytest.param(who, marks=pytest.mark.long) for who in ("follower", "controller", "entry")]
+LONG = [pytest.param(who, marks=pytest.mark.system) for who in ("follower", "controller", "entry")]
 
 
 async def role(cluster: LocalCluster, who: str, load: Load) -> str:
@@ -37,7 +37,7 @@ async def test_a_killed_node_is_replaced_and_comes_back(cluster: LocalCluster, l
         await cluster.whole()
 
 
-@pytest.mark.long
+@pytest.mark.system
 @pytest.mark.parametrize("who", ["leader", "follower"])
 async def test_a_frozen_node_loses_its_leases_and_does_no_harm_afterwards(
     cluster: LocalCluster, loaded: Loaded, who: str
@@ -52,7 +52,7 @@ async def test_a_frozen_node_loses_its_leases_and_does_no_harm_afterwards(
         await cluster.whole()
 
 
-@pytest.mark.long
+@pytest.mark.system
 async def test_the_named_killer(cluster: LocalCluster, loaded: Loaded) -> None:
     """Pause a minority; write; crash a third node; pause the rest, resume and restart those two."""
     async with loaded(cluster) as load:
@@ -74,7 +74,7 @@ async def _only_reachable(cluster: LocalCluster) -> bool:
     return all([(await cluster.status(name)).shard_count for name in cluster.up])
 
 
-@pytest.mark.long
+@pytest.mark.system
 async def test_a_storm_of_restarts(cluster: LocalCluster, loaded: Loaded) -> None:
     """Every node again and again, the next one down before the last one is in sync; nobody waits for anybody."""
     async with loaded(cluster) as load:

@@ -8,7 +8,7 @@ from ringpost.v1.cluster_pb2 import Desired
 from tests.system.conftest import Loaded
 from tests.system.local import LocalCluster
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.system
 
 FAIR_MOVES = 1.5  # times the ideal share
 
