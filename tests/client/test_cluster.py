@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 import pytest_asyncio
 
@@ -32,6 +33,13 @@ async def mq(ring: FakeRing) -> AsyncIterator[Client]:
 
 def published_at(ring: FakeRing, channel: str) -> set[str]:
     return {n.node for n in ring.nodes if any(request.channel == channel for request in n.publishes)}
+
+
+async def cut_off(mq: Client, address: str) -> None:
+    """Returns when the client's channel for calls to that address knows that its connection is gone."""
+    channel = mq._connections.channel("admin", address)
+    while (state := channel.get_state()) is grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(state)
 
 
 async def test_publishes_go_straight_to_the_owner(ring: FakeRing, mq: Client) -> None:
@@ -221,11 +229,14 @@ async def test_reading_calls_pass_over_dead_and_frozen_nodes(ring: FakeRing, mq:
 
 
 async def test_changing_calls_go_to_another_node_when_there_was_no_connection(ring: FakeRing, mq: Client) -> None:
+    """Once the loss has shown: a call that runs into a connection which is about to break may have been carried out."""
     await ring.kill(ring.nodes[0])
+    await cut_off(mq, ring.nodes[0].address)
     await mq.channels.add("made")
     assert "made" in ring.channels
     for node in ring.nodes[1:]:
         await node.stop()
+        await cut_off(mq, node.address)
     with pytest.raises(Unavailable) as caught:
         await mq.channels.add("never")
     assert not caught.value.outcome_open
