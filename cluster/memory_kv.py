@@ -3,10 +3,11 @@
 All nodes share one `MemoryStore`; each has its own `MemoryKv`, so that one can be closed or cut off alone.
 
 A store with a file keeps its permanent keys there: the whole content is written to a temporary file, fsynced, and
-renamed over the old one before a transaction is answered, so a crash leaves the old content or the new. Keys under a
-lease are not kept: whoever held them ended with this process. Revisions still rise over a restart, because the file
-reserves a range of them: a store begins at the end of the range that its file names. Writing blocks the loop; such a
-store is small.
+renamed over the old one before a transaction is answered *or seen by anybody*, so a crash leaves the old content or the
+new, and nobody has acted on what is lost. Keys under a lease are not kept: whoever held them ended with this process.
+Revisions still rise over a restart, because the file reserves a range of them: a store begins at the end of the range
+that its file names. With `in_thread` the event loop goes on meanwhile, and all transactions that wait are one write: an
+election makes hundreds.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ringpost.cluster.kv import (
     Change,
@@ -35,6 +36,7 @@ from ringpost.cluster.kv import (
 
 FORMAT = 1
 REVISIONS_RESERVED = 10_000
+_SWEEP_S = 1.0
 
 
 class Timer(Protocol):
@@ -55,6 +57,13 @@ class Timers(Protocol):
 
     def call_soon(self, callback: Callable[[], None]) -> object:
         """Calls after what runs now, in order."""
+
+
+class _State(NamedTuple):
+    """All keys as of one revision; the dict is never changed."""
+
+    revision: int
+    items: dict[str, Item]
 
 
 @dataclass(slots=True)
@@ -85,12 +94,14 @@ class _Watcher(Watch):
 class MemoryStore:
     """What all the nodes' `MemoryKv` share. `timers` None: the running loop. `path` None: nothing is kept.
 
+    `revision` and `_items` are what is decided; `_shown` is what is on the disk, too, and so may be seen.
     Raises OSError when the file cannot be read, ValueError when it is not one of ours.
     """
 
-    def __init__(self, timers: Timers | None = None, path: Path | None = None) -> None:
+    def __init__(self, timers: Timers | None = None, path: Path | None = None, *, in_thread: bool = False) -> None:
         self._timers: Timers = timers or asyncio.get_running_loop()
         self._path = path
+        self._in_thread = in_thread and path is not None
         self._items: dict[str, Item] = {}
         self._leases: dict[int, _Lease] = {}
         self._watchers: list[_Watcher] = []
@@ -99,14 +110,36 @@ class MemoryStore:
         self.revision = 1
         if path is not None and path.exists():
             self._load(path)
+        self._shown = _State(self.revision, self._items)
+        self._unshown: list[Change] = []
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def shown_revision(self) -> int:
+        """The newest revision that anybody can see."""
+        return self._shown.revision
 
     def range(self, prefix: str) -> Picture:
         """All keys below a prefix, sorted."""
-        found = sorted(key for key in self._items if key.startswith(prefix))
-        return Picture(self.revision, tuple(self._items[key] for key in found))
+        revision, items = self._shown
+        found = sorted(key for key in items if key.startswith(prefix))
+        return Picture(revision, tuple(items[key] for key in found))
+
+    async def commit(self, compares: Sequence[Compare], then: Sequence[Put | Delete]) -> TxnResult:
+        """As `txn`; returns when what it saw and what it did is on the disk."""
+        result = self.txn(compares, then)
+        if result.revision > self._shown.revision:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((result.revision, done))
+            await done
+        return result
 
     def txn(self, compares: Sequence[Compare], then: Sequence[Put | Delete]) -> TxnResult:
-        """Raises KvError for an unknown lease or a key named twice, OSError when the file cannot be written."""
+        """Raises KvError for an unknown lease or a key named twice, OSError when the file cannot be written.
+
+        With `in_thread` it is only decided, not shown: use `commit`.
+        """
         if not all(map(self._holds, compares)):
             return TxnResult(False, self.revision)
         if len({operation.key for operation in then}) < len(then):
@@ -155,10 +188,12 @@ class MemoryStore:
         """For tests: everything is gone, also the revisions. Watchers hear nothing, as with a wiped etcd."""
         for lease in self._leases.values():
             lease.timer.cancel()
-        self._items.clear()
+        self._items = {}
         self._leases.clear()
         self._watchers.clear()
+        self._unshown.clear()
         self.revision = 1
+        self._shown = _State(1, self._items)
 
     def _timer(self, lease: int, ttl_s: int) -> Timer:
         return self._timers.call_at(self._timers.time() + ttl_s, lambda: self.revoke(lease))
@@ -181,15 +216,74 @@ class MemoryStore:
                 created = before.create_revision if before else revision
                 after[op.key] = Item(op.key, op.value, created, revision, op.lease)
         permanent = any(_kept(self._items.get(op.key)) or _kept(after.get(op.key)) for op in done)
-        if permanent or revision >= self._reserved:
-            self._save(revision, after)
+        to_write = permanent or revision >= self._reserved
+        if to_write and not self._in_thread:
+            self._save(_State(revision, after))
         for op in done:
             self._move_lease(op.key, self._items.get(op.key), after.get(op.key))
         self.revision, self._items = revision, after
-        for watcher in self._watchers:
-            mine = tuple((op.key, after.get(op.key)) for op in done if op.key.startswith(watcher.prefix))
-            if mine:
-                self._tell(watcher, Change(revision, mine))
+        self._unshown.append(Change(revision, tuple((op.key, after.get(op.key)) for op in done)))
+        if self._in_thread and (to_write or self._writer is not None):
+            if self._writer is None:
+                self._writer = asyncio.get_running_loop().create_task(self._write_all())
+        else:
+            self._show(_State(revision, after))
+
+    def _show(self, state: "_State") -> None:
+        """Everything up to this state is on the disk, as far as it need be."""
+        self._shown = state
+        news = [change for change in self._unshown if change.revision <= state.revision]
+        del self._unshown[: len(news)]
+        for change in news:
+            for watcher in self._watchers:
+                mine = tuple(pair for pair in change.items if pair[0].startswith(watcher.prefix))
+                if mine:
+                    self._tell(watcher, Change(change.revision, mine))
+        while self._waiting and self._waiting[0][0] <= state.revision:
+            self._answer(self._waiting.pop(0)[1], None)
+
+    @staticmethod
+    def _answer(waiting: "asyncio.Future[None]", error: OSError | None) -> None:
+        if waiting.done():
+            return
+        if error is None:
+            waiting.set_result(None)
+        else:
+            waiting.set_exception(error)
+
+    async def _write_all(self) -> None:
+        """Writes in a thread until everything that is decided is shown."""
+        try:
+            await asyncio.sleep(0)  # others of this turn join
+            while self._shown.revision < self.revision:
+                state = _State(self.revision, self._items)
+                try:
+                    await asyncio.to_thread(self._save, state)
+                except OSError as error:
+                    self._undo(error)
+                    return
+                self._show(state)
+        finally:
+            self._writer = None
+
+    def _undo(self, error: OSError) -> None:
+        """Nothing of what is not shown has happened."""
+        self.revision, self._items = self._shown
+        self._unshown.clear()
+        waiting, self._waiting = self._waiting, []
+        for _, done in waiting:
+            self._answer(done, error)
+        for lease in self._leases.values():
+            lease.keys.clear()
+        for item in self._items.values():
+            if item.lease in self._leases:
+                self._leases[item.lease].keys.add(item.key)
+        # Leases that ended meanwhile have ended; their keys go a little later.
+        self._timers.call_at(self._timers.time() + _SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        orphans = sorted(key for key, item in self._items.items() if item.lease and item.lease not in self._leases)
+        self._change([Delete(key) for key in orphans])
 
     def _tell(self, watcher: _Watcher, change: Change) -> None:
         self._timers.call_soon(lambda: watcher.tell(change))
@@ -202,12 +296,13 @@ class MemoryStore:
 
     # -- the file ---------------------------------------------------------------------------------------------------
 
-    def _save(self, revision: int, items: dict[str, Item]) -> None:
-        reserved = revision + REVISIONS_RESERVED
+    def _save(self, state: "_State") -> None:
+        """Blocks."""
+        reserved = state.revision + REVISIONS_RESERVED
         if self._path is not None:
             kept = [
                 [item.key, base64.b64encode(item.value).decode(), item.create_revision, item.mod_revision]
-                for item in items.values()
+                for item in state.items.values()
                 if _kept(item)
             ]
             content = json.dumps({"format": FORMAT, "reserved": reserved, "items": kept})
@@ -261,7 +356,7 @@ class MemoryKv(Kv):
     async def txn(self, compares: Sequence[Compare], then: Sequence[Put | Delete]) -> TxnResult:
         self._reach()
         try:
-            return self._store.txn(compares, then)
+            return await self._store.commit(compares, then)
         except OSError as error:
             raise KvError(f"the coordination store's file cannot be written: {error}") from error
 
@@ -298,9 +393,10 @@ class MemoryKv(Kv):
     def _reach(self) -> None:
         if self._closed or self._cut:
             raise KvError("the coordination store cannot be reached")
-        if self._store.revision < self._floor:
-            raise StoreChanged(f"the store's revision fell from {self._floor} to {self._store.revision}")
-        self._floor = self._store.revision
+        revision = self._store.shown_revision
+        if revision < self._floor:
+            raise StoreChanged(f"the store's revision fell from {self._floor} to {revision}")
+        self._floor = revision
 
 
 def _kept(item: Item | None) -> bool:

@@ -70,7 +70,7 @@ async def run(configs: list[Config], folder: Path) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    store = MemoryStore(loop, folder / "coordination.json")
+    store = MemoryStore(loop, folder / "coordination.json", in_thread=True)
     servers = [Server(config, kv=MemoryKv(store)) for config in configs]
     try:
         await asyncio.gather(*(server.start() for server in servers))

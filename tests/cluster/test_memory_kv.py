@@ -1,6 +1,8 @@
 """The store inside a process: time is an argument, and a file outlives the process."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +176,55 @@ def test_the_file_can_be_read_by_people(timers: HandTimers, path: Path) -> None:
     store = MemoryStore(timers, path)
     store.txn([], [Put("/ringpost/meta", b"value")])
     assert json.loads(path.read_text())["items"] == [["/ringpost/meta", "dmFsdWU=", 2, 2]]
+
+
+async def test_in_a_thread_nobody_sees_what_is_not_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on while the file is written, and everything that waits is one write."""
+    store = MemoryStore(None, path, in_thread=True)
+    kv, other = MemoryKv(store), MemoryKv(store)
+    ear = Ear()
+    await other.watch("", ear.picture, ear.change)
+    gate, writes = threading.Event(), list[bytes]()
+
+    def slow(target: Path, content: bytes) -> None:
+        gate.wait(10)
+        writes.append(content)
+        target.write_bytes(content)
+
+    monkeypatch.setattr("ringpost.cluster.memory_kv._replace", slow)
+    putting = [asyncio.ensure_future(kv.txn([], [Put(f"k{n}", b"1")])) for n in range(50)]
+    losing = asyncio.ensure_future(kv.txn([Compare("k0", Field.CREATE, 0)], [Put("k0", b"2")]))
+    await asyncio.sleep(0.05)
+    assert not any(put.done() for put in (*putting, losing)), "also who lost against it has seen it"
+    assert (await other.range("")).items == ()
+    assert ear.values == {}
+    gate.set()
+    results = await asyncio.gather(*putting)
+    assert [result.revision for result in results] == list(range(2, 52))
+    assert not (await losing).succeeded
+    await asyncio.sleep(0)
+    assert ear.values == {f"k{n}": b"1" for n in range(50)}
+    assert len(writes) == 1
+    assert len(MemoryStore(None, path).range("").items) == 50
+
+
+async def test_in_a_thread_a_write_that_fails_undoes_all_that_waited(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore(None, path, in_thread=True)
+    kv = MemoryKv(store)
+    lease = await kv.grant(60)
+    await kv.txn([], [Put("a", b"1"), Put("live", b"", lease)])
+    before = await kv.range("")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("ringpost.cluster.memory_kv._replace", fail)
+    tried = await asyncio.gather(*(kv.txn([], [Put("a", b"2")]) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(one, KvError) for one in tried), tried
+    assert await kv.range("") == before
+    monkeypatch.undo()
+    assert (await kv.txn([Compare("a", Field.MOD, before.revision)], [Put("a", b"3")])).succeeded
+    await kv.revoke(lease)
+    assert [item.key for item in (await kv.range("")).items] == ["a"]
