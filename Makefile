@@ -81,7 +81,7 @@ $(BIN)/python:
 
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Ringpost and what it needs to run"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[local]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
