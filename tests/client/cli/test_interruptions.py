@@ -44,10 +44,10 @@ def line(stream: IO[bytes] | None) -> str:
     return stream.readline().decode()
 
 
-def interrupt(process: "subprocess.Popen[bytes]") -> tuple[int, float, str]:
-    """Ctrl-C: exit code, seconds until the end, the rest of stderr."""
+def interrupt(process: "subprocess.Popen[bytes]", number: int = signal.SIGINT) -> tuple[int, float, str]:
+    """Ctrl-C, or another signal: exit code, seconds until the end, the rest of stderr."""
     begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=SECONDS)
     return process.returncode, time.monotonic() - begin, err.decode()
 
@@ -176,7 +176,8 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "ringpost.client.cli", "demo"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -193,7 +194,7 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path) -> No
                 time.sleep(0.05)
             nodes = psutil.Process(process.pid).children(recursive=True)
             assert nodes
-            code, _, err = interrupt(process)
+            code, _, err = interrupt(process, number)
         finally:
             process.kill()
     assert code == 130
