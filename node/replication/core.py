@@ -65,6 +65,7 @@ class ReplicaCore:
         self._fenced_epoch = 0
         self._fenced_until_us = 0
         self._led_epoch = log.epochs.last
+        self._early: dict[str, tuple[int, Fetch]] = {}  # by node, with its session: for an epoch that is not led yet
 
     # -- what others ask --------------------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ class ReplicaCore:
         else:
             self._lead_token = 0
             self._follow(record, sessions, now_us)
+        self._take_early(now_us)
 
     def _prepare_to_lead(self, token: int, now_us: int) -> None:
         """Leads when a linearizable read that began after the record came says the same."""
@@ -149,6 +151,7 @@ class ReplicaCore:
         self.leading.fenced = self._is_fenced
         self._link.changed()
         self.leading.see(self.record, self._sessions, now_us)
+        self._take_early(now_us)
         self.leading.appended()
 
     def _new_token(self) -> int:
@@ -239,13 +242,20 @@ class ReplicaCore:
     # -- what peers say ---------------------------------------------------------------------------------------------
 
     def on_fetch(self, node: str, session: int, message: Fetch, now_us: int) -> None:
-        """From a follower."""
-        leading = self.leading
-        if leading is None or leading.epoch != message.epoch:
-            epoch = self.record.epoch if self.record is not None else 0
+        """From a follower, which may know of this replica's leadership before the replica itself does."""
+        leading, epoch = self.leading, self.record.epoch if self.record is not None else 0
+        if leading is not None and leading.epoch == message.epoch:
+            leading.fetch(node, session, message, now_us)
+        elif message.epoch > epoch or (message.epoch == epoch and self._lead_token):
+            self._early[node] = session, message
+        else:
             self._link.refuse(node, Refused(shard=self.shard, fetch_id=message.fetch_id, epoch=epoch))
-            return
-        leading.fetch(node, session, message, now_us)
+
+    def _take_early(self, now_us: int) -> None:
+        """Looks again at fetches that came too early; those that still are wait on."""
+        early, self._early = self._early, {}
+        for node, (session, message) in early.items():
+            self.on_fetch(node, session, message, now_us)
 
     def on_ack(self, node: str, session: int, message: FollowerAck, now_us: int) -> None:
         """From a follower."""
@@ -300,6 +310,7 @@ class ReplicaCore:
 
         Not to be called for a stream that was replaced before: the flow is on the newer one by then.
         """
+        self._early.pop(node, None)
         if self.leading is not None:
             for progress in self.leading.followers.values():
                 if progress.node == node:

@@ -110,3 +110,38 @@ def test_it_follows_nobody_who_does_not_live() -> None:
     rig.sessions["b"] = 50
     rig.see()
     assert rig.core.role.value == "idle"
+
+
+def test_a_fetch_that_comes_before_the_record_is_answered_when_the_replica_leads() -> None:
+    rig = Rig()
+    for node in "bc":
+        rig.fetched(node, 1, 0, 0, epoch=2)
+    assert rig.heard("refuse") == []
+    rig.lead()
+    for node in "bc":
+        rig.catches_up(node)
+    assert rig.core.serving
+
+
+def test_a_fetch_that_comes_while_the_leadership_is_confirmed_is_answered_too() -> None:
+    rig = Rig()
+    rig.see(epoch=2, leader=MINE)
+    rig.fetched("b", 1, 0, 0)
+    rig.see(token=rig.heard("refresh")[-1])
+    assert rig.core.next_data("b") is not None
+    assert rig.heard("refuse") == []
+
+
+def test_a_fetch_for_an_epoch_that_another_leads_is_refused() -> None:
+    rig = Rig()
+    rig.fetched("c", 1, 0, 0, epoch=2)
+    rig.see(epoch=2, leader=Leader("b", "rb", 12))
+    assert rig.heard("refuse") == [("c", 1)]
+
+
+def test_a_fetch_of_a_stream_that_broke_is_forgotten() -> None:
+    rig = Rig()
+    rig.fetched("b", 1, 0, 0, epoch=2)
+    rig.core.follower_link_lost("b")
+    rig.lead()
+    assert rig.core.next_data("b") is None
