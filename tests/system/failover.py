@@ -1,7 +1,8 @@
 """How long a shard that moves is not writable: SIGKILL, a frozen leader, a planned transfer; `--help` says how.
 
 Measured is the longest time without an acknowledged publish on the channels that the struck node led, from the
-publishes' own times. A program, not a test: its figures depend on the machine and on what else runs there.
+publishes' own times, beside the longest such time before the fault. A program, not a test: its figures depend on the
+machine and on what else runs there. `--pause` below 0.02 saturates two cores, and then measures queues.
 """
 
 import argparse
@@ -17,7 +18,6 @@ from tests.system.load import Load
 from tests.system.local import LocalCluster
 
 PER_NODE = 4
-PAUSE_S = 0.01
 BEFORE_S = 1.0
 TARGETS_S = {"kill": 1.5, "freeze": 9.0, "transfer": 0.3}
 
@@ -48,11 +48,14 @@ async def undo(cluster: LocalCluster, how: str, victim: str) -> None:
     await cluster.until(leads_again, "leaders on all nodes", 60)
 
 
-async def one(cluster: LocalCluster, how: str, victim: str, number: int) -> float:
-    """One fault; the longest time without an acknowledged publish on a channel whose leader was struck."""
+async def one(cluster: LocalCluster, how: str, victim: str, number: int, pause_s: float) -> tuple[float, float]:
+    """One fault; the longest time without an acknowledged publish on a channel whose leader was struck.
+
+    Second: the longest just before the fault.
+    """
     loop = asyncio.get_running_loop()
     struck = await cluster.channels_on_all_nodes(f"{how}.{number}", PER_NODE, victim)
-    async with Load(cluster.addresses, struck, pause_s=PAUSE_S) as load:
+    async with Load(cluster.addresses, struck, pause_s=pause_s) as load:
         await asyncio.sleep(BEFORE_S)
         begin = loop.time()
         await {"kill": kill, "freeze": freeze, "transfer": transfer}[how](cluster, victim)
@@ -63,7 +66,8 @@ async def one(cluster: LocalCluster, how: str, victim: str, number: int) -> floa
 
         await cluster.until(moved, f"{victim} to lead nothing", 60)
         await load.progress(20, 60)
-        return max(book.longest_pause(begin - BEFORE_S / 2, loop.time()).seconds for book in load.books.values())
+        usual = max(book.longest_pause(begin - BEFORE_S / 2, begin).seconds for book in load.books.values())
+        return max(book.longest_pause(begin - BEFORE_S / 2, loop.time()).seconds for book in load.books.values()), usual
 
 
 def distribution(times: list[float]) -> str:
@@ -73,7 +77,7 @@ def distribution(times: list[float]) -> str:
     return f"min {ordered[0]:.3f}  median {median(ordered):.3f}  p99 {p99:.3f}  max {ordered[-1]:.3f}"
 
 
-async def main(runs: int, hows: list[str], directory: Path) -> int:
+async def main(runs: int, hows: list[str], directory: Path, pause_s: float) -> int:
     cluster = LocalCluster(directory)
     missed = 0
     try:
@@ -84,8 +88,9 @@ async def main(runs: int, hows: list[str], directory: Path) -> int:
             times = []
             for number in range(runs):
                 victim = f"n{number % len(cluster.nodes) + 1}"
-                times.append(await one(cluster, how, victim, number))
-                print(f"{how} {number + 1}/{runs}: {victim} {times[-1]:.3f} s", flush=True)
+                longest, usual = await one(cluster, how, victim, number, pause_s)
+                times.append(longest)
+                print(f"{how} {number + 1}/{runs}: {victim} {longest:.3f} s, before it {usual:.3f} s", flush=True)
                 await undo(cluster, how, victim)
             missed += sorted(times)[min(len(times) - 1, int(0.99 * len(times)))] > TARGETS_S[how]
             print(f"{how}: {distribution(times)} s of {runs} runs; target p99 {TARGETS_S[how]:g} s", flush=True)
@@ -98,8 +103,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="of each kind")
     parser.add_argument("--only", choices=list(TARGETS_S), action="append", help="one kind; may be repeated")
+    parser.add_argument("--pause", type=float, default=0.04, help="seconds between publishes of each of 12 producers")
     parser.add_argument("--keep", type=Path, help="directory for data and logs; default: a temporary one")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         kinds = given.only or list(TARGETS_S)
-        raise SystemExit(uvloop.run(main(given.runs, kinds, given.keep or Path(temporary))))
+        raise SystemExit(uvloop.run(main(given.runs, kinds, given.keep or Path(temporary), given.pause)))
