@@ -44,10 +44,6 @@ class Coordination(Protocol):
     def session(self) -> int:
         """The number of this membership, above 0: greater with every start of any node. Not before `start`."""
 
-    @property
-    def lease_s(self) -> float:
-        """Seconds that the session surely still lives (infinite without leases); not above 0: deliver nothing."""
-
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]:
         """Calls back with each later view, in order; views between may be left out. Returns what ends the watch.
 

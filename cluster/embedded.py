@@ -1,7 +1,6 @@
 """Coordination without a cluster: one node that owns every shard."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 
 from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
@@ -47,10 +46,6 @@ class EmbeddedCoordination(Coordination):
         if self._view is None:
             raise CoordinationError("not started")
         return self._boot
-
-    @property
-    def lease_s(self) -> float:
-        return 0.0 if self._closed else math.inf
 
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]:
         key = object()

@@ -123,6 +123,7 @@ class KvCoordination(Coordination):
 
     @property
     def lease_s(self) -> float:
+        """Seconds that the session surely still lives."""
         live = self._records.lives.get(self._joining.member.node) if self._joining else None
         if self._closed or live is None or live.lease != self._lease or live.create_revision != self._session:
             return 0.0

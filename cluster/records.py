@@ -86,6 +86,7 @@ def encode_shard(record: ShardRecord) -> bytes:
         min_isr=record.min_isr,
         transfer_to=record.transfer_to,
         unclean_count=record.unclean_count,
+        handed_over=record.handed_over,
     )
     if record.leader is not None:
         leader = record.leader
@@ -115,6 +116,7 @@ def decode_shard(shard: int, value: bytes, revision: int) -> ShardRecord:
             revision=revision,
             transfer_to=state.transfer_to,
             unclean_count=state.unclean_count,
+            handed_over=state.handed_over,
         )
     except (AssertionError, KeyError) as error:
         raise RecordError(f"shard {shard}: {error}") from error

@@ -80,6 +80,7 @@ class ShardRecord:
     `epoch` is the number of the leadership (0: never led, nothing is stored), `leader` None while there is none.
     `in_sync` names replica ids, never nodes. `revision` is the revision of this record's last change: what a
     compare-and-swap compares. `transfer_to` is the replica that the leader is asked to hand over to, "" for none.
+    `handed_over`: the leader of the epoch before began this one, and had stopped serving before.
     Invariants: the leader is in sync; whoever is in sync is a replica; in_sync never has fewer than min_isr.
     """
 
@@ -92,6 +93,7 @@ class ShardRecord:
     revision: int
     transfer_to: str = ""
     unclean_count: int = 0
+    handed_over: bool = False
 
     def __post_init__(self) -> None:
         known = {replica.replica_id for replica in self.replicas}

@@ -211,7 +211,7 @@ class Server:
             self._peer_grpc.add_generic_rpc_handlers(peer_handlers)
         if self.member is not None and self._peer_grpc is not None:
             self._peer_grpc.add_generic_rpc_handlers((self.member.handlers(),))
-            self.hub.may_deliver = self._may_deliver
+            self.hub.may_deliver = self.member.replicator.may_deliver
             self.about.view = self._view
         self._grpc = grpc.aio.server(options=server_options(config))
         handlers = [unary.handlers(service_of(file), one, calls) for file, one in servicers]
@@ -328,10 +328,6 @@ class Server:
         stalled = journal.pending_bytes and time.monotonic() - journal.counters.last_sync_finished > _STALLED_S
         fresh = journal.counters.last_sync_finished == 0
         return self._lag.ok and self.failed is None and not (stalled and not fresh)
-
-    def _may_deliver(self) -> bool:
-        """Whether nobody else can have been made the leader of what this node leads."""
-        return self.coordination.lease_s > 0
 
     def _remember(self, revision: int) -> None:
         if self.member is not None:

@@ -110,5 +110,5 @@ def _next(record: ShardRecord, leader: Leader, heard: Sequence[Replica], roster:
     silent.sort(key=lambda r: (roster.intact(record, r), roster.alive(r.node)))
     out = {replica.replica_id for replica in silent[: len(record.in_sync) - record.min_isr]}
     in_sync = tuple(replica_id for replica_id in record.in_sync if replica_id not in out)
-    elected = replace(record, epoch=record.epoch + 1, leader=leader, in_sync=in_sync, transfer_to="")
+    elected = replace(record, epoch=record.epoch + 1, leader=leader, in_sync=in_sync, transfer_to="", handed_over=False)
     return Change(elected, "election", {leader.node: leader.session})

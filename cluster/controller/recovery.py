@@ -37,6 +37,7 @@ def accept_loss(view: View, shard: int, node: str, new_id: NewId) -> Change:
         replicas=(replace(kept, role=Role.MEMBER), *_others(view, record, kept, new_id)),
         min_isr=1,
         transfer_to="",
+        handed_over=False,
         unclean_count=record.unclean_count + 1,
     )
     return Change(recovered, f"loss accepted: {node} leads", {node: member.session})

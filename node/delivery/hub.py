@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ringpost.node.delivery.subscription import Subscription
 
 _SHARED_MAX = 64
+_HOLD_MIN_S, _HOLD_MAX_S = 0.02, 0.5
 _SHARED_BYTES_MAX = 512 << 10  # so all together hold at most 64 MiB
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -76,9 +77,11 @@ class Hub:
         self.subscriptions = 0
         self.draining = False
         self.relay: Relay | None = None  # set where there are other nodes
-        # Whether nobody else can be the leader by now; where that is not sure, groups are given nothing.
-        self.may_deliver: Callable[[], bool] = lambda: True
+        # Whether nobody else can be a shard's leader by now; where that is not sure, groups are given nothing.
+        self.may_deliver: Callable[[int], bool] = lambda _: True
         self._held_back: set[Subscription] = set()
+        self._hold_s = 0.0
+        self._released_at = 0.0
         self._members = 0
         self._pieces: dict[int, Piece] = {}
         self._messages: dict[tuple[int, ...], bytes] = {}
@@ -119,15 +122,22 @@ class Hub:
         return task
 
     def hold_back(self, subscription: "Subscription") -> None:
-        """It waits until this node surely leads again."""
+        """It tries again soon, for as long as this node does not surely lead: less often the longer that takes."""
+        if not self._held_back:
+            loop = asyncio.get_running_loop()
+            again = loop.time() - self._released_at < _HOLD_MIN_S
+            self._hold_s = min(2 * self._hold_s, _HOLD_MAX_S) if again else _HOLD_MIN_S
+            loop.call_later(self._hold_s, self._release)
         self._held_back.add(subscription)
+
+    def _release(self) -> None:
+        held, self._held_back = self._held_back, set()
+        self._released_at = asyncio.get_running_loop().time()
+        for subscription in held:
+            subscription.advanced()
 
     def beat(self) -> None:
         """To be called every half second: streams that were silent for long get a heartbeat."""
-        if self._held_back and self.may_deliver():
-            held, self._held_back = self._held_back, set()
-            for subscription in held:
-                subscription.advanced()
         now = asyncio.get_running_loop().time()
         for session in self.sessions:
             session.beat(now)

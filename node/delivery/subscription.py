@@ -130,7 +130,7 @@ class Subscription:
         source, credit = self.source, self.credit
         if source is None or self._reading:
             return None
-        if isinstance(source, Membership) and not self.hub.may_deliver():
+        if isinstance(source, Membership) and not self.hub.may_deliver(source.group.channel.shard.number):
             self.hub.hold_back(self)
             return None
         while isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:

@@ -129,7 +129,7 @@ class Peers:
             return
         log.info("peer.reach", peer=peer.ref.node, reach=reach.value)
         if reach is Reach.REFUSED:
-            self._replicator.node_lost(peer.ref.node)
+            self._replicator.node_lost(peer.ref.node, peer.ref.session)
         self._reach_changed(peer.ref.node, reach)
 
     async def fence(self, node: str, request: FenceReplicasRequest, seconds: float) -> FenceReplicasResponse | None:

@@ -126,6 +126,11 @@ class Replicator:
         """Whether this node leads a shard."""
         return bool(self._leading)
 
+    def may_deliver(self, number: int) -> bool:
+        """Whether surely no other node gives a shard's messages to groups; see ReplicaCore.may_deliver."""
+        core = self.cores.get(number)
+        return core is not None and core.may_deliver(self.clock())
+
     # -- the view ---------------------------------------------------------------------------------------------------
 
     def on_view(self, view: View, tokens: Mapping[int, int] | None = None) -> None:
@@ -245,7 +250,7 @@ class Replicator:
     def _on_appended(self, log_: ReplicatedLog) -> None:
         core = self.cores.get(log_.shard.number)
         if core is not None:
-            core.appended()
+            core.appended(self.clock())
             self._restless.add(core.shard)
 
     def durable(self) -> None:
@@ -267,10 +272,11 @@ class Replicator:
     def _send_marks(self) -> None:
         self._mark_soon = False
         marks, self._marks = self._marks, set()
+        now = self.clock()
         for number in marks:
             core = self.cores.get(number)
             if core is not None:
-                core.appended()
+                core.appended(now)
 
     def _read_for(self, log_: ReplicatedLog, node: str, after: int, rows: Sequence[tuple[int, int]]) -> None:
         self.spawn(self._read(log_, node, after, rows))
@@ -418,12 +424,12 @@ class Replicator:
             core.follower_link_lost(node)
             self._restless.add(core.shard)
 
-    def node_lost(self, node: str) -> None:
-        """The node's process is surely not running."""
+    def node_lost(self, node: str, session: int) -> None:
+        """The process in which a node had that session is surely not running."""
         now = self.clock()
         for core in self.cores.values():
+            core.node_lost(node, session, now)
             if core.leading is not None:
-                core.node_lost(node, now)
                 self._restless.add(core.shard)
 
 

@@ -31,6 +31,13 @@ class LogEnd(NamedTuple):
     end: int
 
 
+class _Before(NamedTuple):
+    """The newest known record of an epoch before, and since when no leader before that one was followed."""
+
+    record: ShardRecord
+    since_us: int
+
+
 class ReplicaCore:
     """One replica. Invariant: a process leads an epoch at most once."""
 
@@ -65,6 +72,9 @@ class ReplicaCore:
         self._fenced_epoch = 0
         self._fenced_until_us = 0
         self._led_epoch = log.epochs.last
+        self._since_us = 0  # since when the record's epoch is known, and no leader before it is followed
+        self._before: _Before | None = None
+        self._dead: dict[str, int] = {}  # by node: the session whose process surely does not run
         self._early: dict[str, tuple[int, Fetch]] = {}  # by node, with its session: for an epoch that is not led yet
 
     # -- what others ask --------------------------------------------------------------------------------------------
@@ -80,6 +90,13 @@ class ReplicaCore:
         """Whether this replica may serve clients: it leads, knows what is committed, and nobody else is asked for."""
         leading = self.leading
         return leading is not None and leading.serving and not leading.fenced and not leading.frozen
+
+    def may_deliver(self, now_us: int) -> bool:
+        """Whether this replica leads and surely is the only one, so that it may give groups their messages.
+
+        When the followers must be asked first, it is so as soon as they have answered: ask again soon.
+        """
+        return self.leading is not None and self.leading.may_deliver(now_us)
 
     @property
     def restless(self) -> bool:
@@ -104,6 +121,9 @@ class ReplicaCore:
         """
         if self.record is not None and record.revision < self.record.revision:
             return
+        if self.record is None or record.epoch > self.record.epoch:
+            self._before = None if self.record is None else _Before(self.record, self._since_us)
+            self._since_us = now_us
         self.record, self._sessions = record, sessions
         if self.leading is not None and self.leading.epoch != record.epoch:
             self._step_down()
@@ -149,10 +169,27 @@ class ReplicaCore:
         self._led_epoch = self.record.epoch
         self.leading = Leading(self.shard, self._log, self._link, self._limits, self.record, now_us)
         self.leading.fenced = self._is_fenced
+        self._look_who_is_gone()
         self._link.changed()
         self.leading.see(self.record, self._sessions, now_us)
         self._take_early(now_us)
-        self.leading.appended()
+        self.leading.appended(now_us)
+
+    def _look_who_is_gone(self) -> None:
+        """Who leads need not wait for the leader before when that surely serves nobody: it has handed over, or was this
+        very process, or its process is dead. Leaders before that one have had no word from here since it led.
+        """
+        leading, record, before = self.leading, self.record, self._before
+        if leading is None or record is None or before is None or before.record.epoch != record.epoch - 1:
+            return
+        last = before.record.leader
+        if last is None:
+            leading.alone_from_us = 0
+            return
+        gone = self._dead.get(last.node) == last.session
+        mine = last.node == self._node and last.session == self._sessions.get(self._node)
+        if gone or mine or record.handed_over:
+            leading.alone_from_us = min(leading.alone_from_us, before.since_us + self._limits.alone_us)
 
     def _new_token(self) -> int:
         self._token += 1
@@ -316,9 +353,11 @@ class ReplicaCore:
                 if progress.node == node:
                     progress.stop()
 
-    def node_lost(self, node: str, now_us: int) -> None:
-        """The node's process is surely not running."""
+    def node_lost(self, node: str, session: int, now_us: int) -> None:
+        """The process in which a node had that session is surely not running."""
+        self._dead[node] = session
         if self.leading is not None:
+            self._look_who_is_gone()
             self.leading.node_lost(node, now_us)
 
     # -- the shell's answers ----------------------------------------------------------------------------------------
@@ -336,10 +375,10 @@ class ReplicaCore:
             if not self.following.flowing:
                 self.tick(now_us)
 
-    def appended(self) -> None:
-        """The shell has appended as the leader."""
+    def appended(self, now_us: int) -> None:
+        """The shell has appended as the leader, or followers shall hear what is committed."""
         if self.leading is not None:
-            self.leading.appended()
+            self.leading.appended(now_us)
 
     def readable(self, node: str) -> None:
         """A read that `ReplicaLog.read` began is done."""

@@ -28,6 +28,7 @@ class Following:
         self._fetch_id = 0
         self._next_try_us = 0
         self._committed = 0
+        self._asked_us = 0
 
     def tick(self, now_us: int, next_fetch_id: int) -> int:
         """Fetches if it is time; the id that the next fetch may take."""
@@ -66,7 +67,7 @@ class Following:
     # -- what the leader says ---------------------------------------------------------------------------------------
 
     def data(self, message: Data, now_us: int) -> None:
-        """Frames, or the committed mark."""
+        """Frames, the committed mark, or a question whether this replica follows."""
         if not self.takes(message.fetch_id):
             return
         log = self._log
@@ -81,6 +82,10 @@ class Following:
                 self.again(now_us + self._limits.retry_us)
                 return
         self._committed = max(self._committed, message.committed)
+        if message.asked_us > self._asked_us:
+            self._asked_us = message.asked_us
+            if not message.frames:
+                self._acknowledge()
         self.advance()
 
     def diverged(self, message: Diverged, now_us: int) -> None:
@@ -107,10 +112,19 @@ class Following:
 
     def durable(self) -> None:
         """More is fsynced here: says so."""
-        if self.flowing and self._log.settled:
-            ack = FollowerAck(shard=self.shard, epoch=self.epoch, fetch_id=self._fetch_id, end=self._log.durable)
-            self._link.ack(self.leader, ack)
+        self._acknowledge()
         self.advance()
+
+    def _acknowledge(self) -> None:
+        if self.flowing and self._log.settled:
+            ack = FollowerAck(
+                shard=self.shard,
+                epoch=self.epoch,
+                fetch_id=self._fetch_id,
+                end=self._log.durable,
+                asked_us=self._asked_us,
+            )
+            self._link.ack(self.leader, ack)
 
     def advance(self) -> None:
         """Commits what the leader has committed, as far as it is fsynced here."""

@@ -19,6 +19,7 @@ class Leading:
     `serving`: the EPOCH_START frame is committed, so everything before it is. `fenced`: somebody may be elected in
     place of it, so nothing is committed and nothing taken. `frozen`: nothing is taken because of a hand-over.
     `pending`: a record that was proposed and whose outcome is not known; until it is, both sets must have a frame.
+    `alone_from_us`: from then on no leader before can still give groups messages.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class Leading:
         self.serving = False
         self.fenced = False
         self.frozen = False
+        self.alone_from_us = now_us + limits.alone_us
         self.pending: ShardRecord | None = None
         self.followers: dict[str, Progress] = {}
         self._log = log
         self._link = link
         self._limits = limits
         self._begun_us = now_us
+        self._appended_us, self._asked_us = now_us, 0
         self._sessions: Mapping[str, int] = {}
         self._lost_nodes: set[str] = set()
         self._pending_sessions: Mapping[str, int] = {}
@@ -115,6 +118,7 @@ class Leading:
         progress = self._flow(node, message.fetch_id)
         if progress is None or progress.session != session or message.end > progress.sent:
             return
+        progress.word_us = max(progress.word_us, message.asked_us)
         progress.note_acked(message.end, self._log.end, now_us)
         self.advance()
         if progress.sent < self._log.end:
@@ -140,8 +144,9 @@ class Leading:
 
     # -- what is sent -----------------------------------------------------------------------------------------------
 
-    def appended(self) -> None:
-        """Frames were appended here."""
+    def appended(self, now_us: int) -> None:
+        """Frames were appended here, or there is something else to tell."""
+        self._appended_us = now_us
         for progress in self.followers.values():
             if progress.flowing:
                 self._link.ready(progress.node)
@@ -170,12 +175,18 @@ class Leading:
                 return None
             frames = log.read(progress.node, progress.sent, self._limits.data_bytes)
             progress.reading = frames is None
-        if frames is None and committed <= progress.committed_sent:
+        if frames is None and committed <= progress.committed_sent and self._asked_us <= progress.asked_us:
             return None
-        data = Data(
-            shard=self.shard, epoch=self.epoch, fetch_id=progress.fetch_id, after=progress.sent, committed=committed
-        )
+        progress.asked_us = max(self._asked_us, self._appended_us)
         progress.committed_sent = committed
+        data = Data(
+            shard=self.shard,
+            epoch=self.epoch,
+            fetch_id=progress.fetch_id,
+            after=progress.sent,
+            committed=committed,
+            asked_us=progress.asked_us,
+        )
         if frames is not None:
             data.frames = frames.data
             progress.note_sent(frames.end, len(frames.data))
@@ -208,6 +219,26 @@ class Leading:
         if self.pending is not None:
             wanted.update(self.pending.in_sync)
         return wanted
+
+    def may_deliver(self, now_us: int) -> bool:
+        """Whether surely nobody else gives anybody this shard's messages now (P7).
+
+        Who is elected was a copy that counts, and says nothing to a leader before from its fence on. So while all of
+        them have said lately that they follow, nobody else is elected; and after as long a time a new leader is alone.
+        They are asked when their word gets old, and by each frame.
+        """
+        word_us = self._limits.word_us
+        yields = self.pending is not None and self.pending.leader != self.me
+        if not self.serving or self.fenced or self.frozen or yields or now_us < self.alone_from_us:
+            return False
+        others = [self.followers.get(replica_id) for replica_id in self._must_have() - {self.me.replica_id}]
+        oldest_us = min((0 if other is None else other.word_us for other in others), default=now_us)
+        if oldest_us + word_us // 3 < now_us and self._asked_us + word_us // 10 < now_us:
+            self._asked_us = now_us
+            for progress in self.followers.values():
+                if progress.flowing:
+                    self._link.ready(progress.node)
+        return now_us < oldest_us + word_us
 
     # -- who is in sync ---------------------------------------------------------------------------------------------
 
@@ -339,7 +370,7 @@ class Leading:
             self._link.changed()
         if progress.acked >= self._log.end and self._log.committed >= self._log.end:
             leader = Leader(target.node, target.replica_id, progress.session)
-            record = replace(self.record, epoch=self.epoch + 1, leader=leader, transfer_to="")
+            record = replace(self.record, epoch=self.epoch + 1, leader=leader, transfer_to="", handed_over=True)
             self._propose(record, now_us)
         return True
 

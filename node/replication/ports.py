@@ -109,6 +109,8 @@ class Limits(NamedTuple):
     fence_us: int = 2_000_000  # a fence whose epoch does not show ends after it
     transfer_us: int = 1_000_000  # how long a leader holds publishes for a hand-over
     transfer_pause_us: int = 5_000_000  # after a hand-over that did not work out
+    word_us: int = 1_500_000  # how long it counts that a follower said that it follows
+    alone_us: int = 1_900_000  # `word_us`, and what two clocks may differ in it
     window_bytes: int = 8 << 20  # sent to one follower and not acknowledged
     data_bytes: int = 1 << 20  # in one Data message
 

@@ -9,11 +9,14 @@ class Progress:
     Invariant: acked <= sent; `acked` is fsynced there and never falls within a session of the follower's node.
     `flowing`: the follower's log is known to be a part of ours, so frames behind `sent` may follow.
     `deserted`: a flow ended, and the follower may not know: it must be told to fetch again.
+    `asked_us`: time of the last question that was sent, whether it still follows; `word_us`: of the last that it has
+    answered. Both by the leader's clock.
     `caught_up_us`: the latest time at which it surely had all that was appended by then.
     """
 
     __slots__ = (
         "acked",
+        "asked_us",
         "caught_up_us",
         "committed_sent",
         "deserted",
@@ -30,6 +33,7 @@ class Progress:
         "target",
         "target_us",
         "window_bytes",
+        "word_us",
     )
 
     def __init__(self, node: str, replica_id: str, session: int, now_us: int) -> None:
@@ -40,6 +44,7 @@ class Progress:
         self.acked = 0
         self.sent = 0
         self.committed_sent = -1
+        self.asked_us = self.word_us = 0
         self.flowing = False
         self.deserted = False
         self.reading = False

@@ -111,7 +111,9 @@ class Controller:
         out = set(silent[: len(record.in_sync) - record.min_isr])
         leader = Leader(winner.node, winner.replica_id, ballot.sessions[winner.node])
         in_sync = tuple(replica_id for replica_id in record.in_sync if replica_id not in out)
-        elected = replace(record, epoch=record.epoch + 1, leader=leader, in_sync=in_sync, transfer_to="")
+        elected = replace(
+            record, epoch=record.epoch + 1, leader=leader, in_sync=in_sync, transfer_to="", handed_over=False
+        )
         self._propose(elected, {leader.node: leader.session})
 
     # -- the rest ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ These guards are not here, because no run can show what their loss does as long 
   the cut. It is for logs that keep the two apart.
 - The session that a fetch comes from. What another session of the same replica has fsynced is still there; who has lost
   it has another replica id, which the compare of sessions in P5 tells (that one is below).
+- That a leader which hands over gives groups nothing more (`may_deliver`). Whom it hands over to is asked for its word,
+  and gives it none: the old one goes on only for as long as an earlier word is good. A story tells it.
 - Whether an answer is about the pending proposal (`proposed`). It needs three delays that must meet; a story in
   tests/node/replication tells it.
 """
@@ -274,6 +276,31 @@ MUTATIONS = (
         104,
         "snapshots",
         (Cut(Leading, "_call_back", "progress.deserted", "False"),),
+    ),
+    Mutation(
+        "a new leader gives groups messages at once",
+        20,
+        "",
+        (Cut(Leading, "__init__", "now_us + limits.alone_us", "0"),),
+    ),
+    Mutation(
+        "a leader gives groups messages as long as it knows no other",
+        20,
+        "",
+        (Cut(Leading, "may_deliver", "now_us < oldest_us + word_us", "True"),),
+    ),
+    Mutation(
+        "who is handed a shard waits for no leader before that one",
+        400,
+        "handovers",
+        (
+            Cut(
+                ReplicaCore,
+                "_look_who_is_gone",
+                "min(leading.alone_from_us, before.since_us + self._limits.alone_us)",
+                "0",
+            ),
+        ),
     ),
     Mutation(
         "a leader reads its record only once",

@@ -67,17 +67,17 @@ class Network:
         """Whether a question there and its answer come through."""
         return (one, other) not in self.blocked and (other, one) not in self.blocked
 
-    def connect(self, follower: Process, node: str, session: int) -> None:
-        """Tells the follower by `connected`, `refused`, or, late, `unreachable`."""
+    def connect(self, follower: Process, node: str, session: int, known: int) -> None:
+        """Tells the follower by `connected`, `refused`, or, late, `unreachable`. `known`: the session it looks for."""
         if self.reaches(follower.node, node):
-            self._host.kernel.after(self.delay(), self._connect, follower, node, session)
+            self._host.kernel.after(self.delay(), self._connect, follower, node, session, known)
         else:
             follower.post(1_500_000, follower.unreachable, node)
 
-    def _connect(self, follower: Process, node: str, session: int) -> None:
+    def _connect(self, follower: Process, node: str, session: int, known: int) -> None:
         leader = self._host.process(node)
         if leader is None:
-            follower.post(self.delay(), follower.refused, node)
+            follower.post(self.delay(), follower.refused, node, known)
             return
         stream = Stream(follower, leader, session)
         self._streams = [s for s in self._streams if s.follower_open or s.leader_open]

@@ -1,7 +1,8 @@
 """What must be true, checked where it could become false (the invariants V1 to V12 of ARCHITECTURE.md).
 
-V7, that a group's confirmed acknowledgements never come back, is not here: groups live above the log, as a
-deterministic machine that applies what is committed; their own model tests show it.
+Of V7 only this is here: no leader gives a group messages after a later one has. That confirmed acknowledgements never
+come back is not: groups live above the log, as a deterministic machine that applies what is committed; their own model
+tests show it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class ShardTruth:
         self.last: dict[int, int] = {}
         self.epoch = 0
         self.committers: dict[int, object] = {}
+        self.delivering = 0  # the epoch of the last delivery to a group
+        self.deliveries = 0
         self.acked = 0  # the last position that a client has been told of
         self.never: set[tuple[int, int]] = set()  # what clients were told is surely not stored
 
@@ -85,6 +88,14 @@ class Oracle:
     def _same(self, log: SimLog, position: int, rule: str) -> None:
         if log.chain_at(position) not in (self.shards[log.shard].chains[position], None):
             raise Violation(f"{rule}: {log.replica_id} differs from what is committed, up to {position}")
+
+    def delivered(self, shard: int, epoch: int) -> None:
+        """V7: a leader gives a group messages; from then on no earlier one may, for it cannot know what is settled."""
+        truth = self.shards[shard]
+        if epoch < truth.delivering:
+            raise Violation(f"V7: epoch {epoch} delivers after epoch {truth.delivering}")
+        truth.delivering = epoch
+        truth.deliveries += 1
 
     # -- records ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +172,8 @@ class Oracle:
             return f"shard {shard} is not served"
         if leading.pending is not None or leading.frozen or record.transfer_to or process.hosted[shard].waiting:
             return f"shard {shard} has something pending"
+        if not process.hosted[shard].core.may_deliver(world.kernel.now):
+            return f"shard {shard} delivers nothing to groups"
         if {r.replica_id for r in record.replicas} != set(record.in_sync) or len(record.replicas) < world.plan.copies:
             return f"shard {shard} has not all in sync: {brief(record)}"
         for replica in record.replicas:

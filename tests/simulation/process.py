@@ -40,6 +40,7 @@ class Process:
         self.session = 0
         self.lease_us = 0
         self.view: View | None = None
+        self._unseen: View | None = None
         self.hosted: dict[int, Hosted] = {}
         self.refusing: set[str] = set()  # nodes whose process surely does not run
         self.controller: Controller | None = None
@@ -115,6 +116,8 @@ class Process:
         self.lease_us = sent_us + self.world.etcd.ttl_us * 5 // 6
         self.note("has session {}", session)
         self.on_view(view)
+        if self._unseen is not None:
+            self.on_view(self._unseen)
         if self.view is not None:
             self._look_after_control(self.view)
 
@@ -143,7 +146,10 @@ class Process:
         self._register()
 
     def on_view(self, view: View) -> None:
-        """Never goes back."""
+        """Never goes back. Nothing is done before this process has a session of its own: an earlier one is not it."""
+        if self.view is None and not self.session:
+            self._unseen = view if self._unseen is None or view.revision > self._unseen.revision else self._unseen
+            return
         if self.view is not None and view.revision <= self.view.revision:
             return
         self.view = view
@@ -222,6 +228,7 @@ class Process:
         for hosted in self.hosted.values():
             if hosted.core.restless:
                 hosted.core.tick(now)
+            hosted.deliver()
         if self.controller is not None:
             self.controller.tick()
 
@@ -260,7 +267,8 @@ class Process:
         self._queued[node].append((kind, message.SerializeToString()))
         if node not in self._connecting:
             self._connecting.add(node)
-            self.world.net.connect(self, node, self.session)
+            known = self.view.sessions.get(node, 0) if self.view is not None else 0
+            self.world.net.connect(self, node, self.session, known)
 
     def connected(self, stream: Stream) -> None:
         """A stream is open."""
@@ -275,17 +283,17 @@ class Process:
         for kind, data in self._queued.pop(node, ()):
             self.world.net.send(stream, True, kind, data)
 
-    def refused(self, node: str) -> None:
+    def refused(self, node: str, session: int) -> None:
         """Nobody listens there."""
         self.unreachable(node)
-        self.peer_refused(node)
+        self.peer_refused(node, session)
 
-    def peer_refused(self, node: str) -> None:
-        """The node's process surely does not run."""
+    def peer_refused(self, node: str, session: int) -> None:
+        """The process in which a node had that session surely does not run."""
         self.refusing.add(node)
         self.note("knows that {} does not run", node)
         for hosted in list(self.hosted.values()):
-            hosted.core.node_lost(node, self.now)
+            hosted.core.node_lost(node, session, self.now)
         if self.view is not None:
             self._look_after_control(self.view)
 

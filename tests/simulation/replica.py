@@ -54,7 +54,7 @@ class Hosted:
         self.process.pump_soon(node)
 
     def committed(self) -> None:
-        self.core.appended()
+        self.core.appended(self.process.now)
 
     def snapshot(self, node: str, fetch: Fetch) -> None:
         head = {"shard": self.shard, "epoch": fetch.epoch, "fetch_id": fetch.fetch_id}
@@ -134,6 +134,7 @@ class Hosted:
 
     def publish(self, producer: int, sequence: int, answer: Answer) -> None:
         """Appends, if this leads and serves; a known sequence gets the answer of the first time."""
+        self.deliver()
         if not self.core.serving:
             answer("refused", 0)
             return
@@ -152,8 +153,14 @@ class Hosted:
             assert self.core.leading is not None
             position = log.append(self.core.leading.epoch, producer, sequence)
             self.process.trip("append")
-            self.core.appended()
+            self.core.appended(self.process.now)
         self.waiting.append((position, producer, sequence, answer))
+
+    def deliver(self) -> None:
+        """Gives a group something, if it may."""
+        leading = self.core.leading
+        if leading is not None and self.core.may_deliver(self.process.now):
+            self.process.world.oracle.delivered(self.shard, leading.epoch)
 
     def visible_end(self, epoch: int) -> tuple[int, int] | None:
         """Epoch and the last position that a reader may know of, who has heard of an epoch; None: ask elsewhere."""

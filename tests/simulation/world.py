@@ -113,14 +113,14 @@ class World:
         self.net.died(process)
         self.disks[node].crash(keep)
         for other in self._processes.values():
-            self.kernel.after(5_000 + int(self.rng.random() * 500_000), self._refuse, other, node)
+            self.kernel.after(5_000 + int(self.rng.random() * 500_000), self._refuse, other, node, process.session)
         for shard in range(self.plan.shards):
             self.oracle.holders(shard)
 
-    def _refuse(self, other: Process, node: str) -> None:
+    def _refuse(self, other: Process, node: str, session: int) -> None:
         """Whoever tries to connect again is refused."""
         if node not in self._processes and self.net.reaches(other.node, node):
-            other.run(other.peer_refused, (node,))
+            other.run(other.peer_refused, (node, session))
 
     # -- losses -----------------------------------------------------------------------------------------------------
 

@@ -137,6 +137,17 @@ class Load:
             behind = {channel: end - len(self.books[channel].log) for channel, end in ends.items()}
             raise AssertionError(f"readers are behind by {behind} messages; {self.told()}") from None
 
+    async def settle_up(self, seconds: float) -> None:
+        """Until what is acknowledged by now was delivered to the groups and their acks are confirmed."""
+        ends = {channel: book.end for channel, book in self.books.items()}
+        try:
+            async with asyncio.timeout(seconds):
+                while any(len(book.confirmed | book.perhaps) < ends[channel] for channel, book in self.books.items()):
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            left = {channel: ends[channel] - len(book.confirmed) for channel, book in self.books.items()}
+            raise AssertionError(f"acks of groups are not confirmed: {left}; {self.told()}") from None
+
     async def finish(self, seconds: float = 60.0) -> None:
         """Stops publishing, waits until everybody has everything, looks at it all. Raises AssertionError."""
         self._stopping = True

@@ -39,7 +39,7 @@ class Rig:
         self.said.append(("fetch", message))
 
     def ack(self, node: str, message: FollowerAck) -> None:
-        self.said.append(("ack", message.end))
+        self.said += [("ack", message.end), ("word", message.asked_us)]
 
     def diverged(self, node: str, message: Diverged) -> None:
         self.said.append(("diverged", (message.fetch_id, message.log_epoch, message.log_end)))
@@ -51,7 +51,7 @@ class Rig:
         pass
 
     def committed(self) -> None:
-        self.core.appended()
+        self.core.appended(self.now)
 
     def snapshot(self, node: str, fetch: Fetch) -> None:
         self.said.append(("snapshot", node))
@@ -102,7 +102,7 @@ class Rig:
         """The leader's shell appends and fsyncs; the end."""
         for _ in range(count):
             self.log.append(self.core.leading.epoch, 0, 0)
-        self.core.appended()
+        self.core.appended(self.now)
         self.fsync()
         return self.log.end
 
@@ -118,10 +118,10 @@ class Rig:
         message = Fetch(**{**fields, "fetch_id": fetch_id, "end": end, "last_epoch": last_epoch, **changes})
         self.core.on_fetch(node, self.sessions[node], message, self.now)
 
-    def acked(self, node: str, fetch_id: int, end: int, epoch: int | None = None) -> None:
+    def acked(self, node: str, fetch_id: int, end: int, epoch: int | None = None, asked_us: int = 0) -> None:
         """A follower has fsynced."""
         epoch = self.shown.epoch if epoch is None else epoch
-        message = FollowerAck(shard=0, epoch=epoch, fetch_id=fetch_id, end=end)
+        message = FollowerAck(shard=0, epoch=epoch, fetch_id=fetch_id, end=end, asked_us=asked_us)
         self.core.on_ack(node, self.sessions[node], message, self.now)
 
     def follows(self, node: str, fetch_id: int = 1) -> None:

@@ -96,3 +96,25 @@ def test_the_other_stream_of_the_pair_has_nothing_to_do_with_it() -> None:
     rig.fsync()
     rig.core.follower_link_lost("b")
     assert rig.core.following.flowing
+
+
+def test_it_says_that_it_follows_when_it_is_asked_and_has_nothing_to_fsync() -> None:
+    rig = Rig()
+    rig.see()
+    rig.data(1, 0, 1, 1, asked_us=7)
+    assert rig.heard("ack") == []
+    rig.fsync()
+    assert rig.heard("word") == [7]
+    rig.data(1, 1, 1, 0, asked_us=8)
+    assert rig.heard("word") == [8]
+    rig.data(1, 1, 1, 0, committed=1)
+    assert rig.heard("word") == [], "that was no question"
+
+
+def test_it_says_nothing_to_a_leader_in_whose_place_another_may_be_elected() -> None:
+    rig = Rig()
+    rig.see()
+    rig.data(1, 0, 1, 0)
+    rig.core.fence(2, rig.now)
+    rig.data(1, 0, 1, 0, asked_us=9)
+    assert rig.heard("word") == []

@@ -114,7 +114,7 @@ def test_a_flow_that_ends_because_of_a_trim_is_called_back() -> None:
 def test_who_was_called_dead_too_late_is_called_back() -> None:
     rig = led()
     rig.follows("b")
-    rig.core.node_lost("b", rig.now)
+    rig.core.node_lost("b", 12, rig.now)
     rig.pass_time(1)
     assert ("b", 1) in rig.heard("refuse")
 
@@ -153,13 +153,13 @@ def test_who_is_late_goes_if_enough_remain() -> None:
 def test_who_surely_does_not_run_goes_at_once() -> None:
     rig = led()
     rig.follows("b")
-    rig.core.node_lost("c", rig.now)
+    rig.core.node_lost("c", 13, rig.now)
     assert rig.heard("propose")[0][0].in_sync == ("ra", "rb")
 
 
 def test_one_comes_for_another_in_one_step() -> None:
     rig = led(in_sync=("ra", "rb"))
-    rig.core.node_lost("b", rig.now)
+    rig.core.node_lost("b", 12, rig.now)
     assert rig.heard("propose") == []
     rig.follows("c")
     assert rig.heard("propose")[0][0].in_sync == ("ra", "rc")
@@ -261,7 +261,7 @@ def ready_to_hand_over() -> Rig:
 def test_a_leader_hands_over_when_the_target_has_everything() -> None:
     rig = ready_to_hand_over()
     rig.log.append(2, 0, 0)
-    rig.core.appended()
+    rig.core.appended(rig.now)
     rig.see(transfer_to="rb")
     assert not rig.core.serving, "nothing more is taken"
     assert rig.heard("propose") == []

@@ -115,10 +115,6 @@ class StubCoordination(Coordination):
     def session(self) -> int:
         return self._session
 
-    @property
-    def lease_s(self) -> float:
-        return float("inf")
-
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]:
         self._watchers.append(callback)
         return lambda: self._watchers.remove(callback)

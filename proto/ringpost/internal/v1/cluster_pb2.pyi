@@ -290,6 +290,7 @@ class ShardState(_message.Message):
     MIN_ISR_FIELD_NUMBER: _builtins.int
     TRANSFER_TO_FIELD_NUMBER: _builtins.int
     UNCLEAN_COUNT_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """0: was never led, nothing is stored."""
     min_isr: _builtins.int
@@ -297,6 +298,8 @@ class ShardState(_message.Message):
     """Replica id that the leader is asked to hand over to."""
     unclean_count: _builtins.int
     """How often a person accepted loss."""
+    handed_over: _builtins.bool
+    """This epoch was begun by the leader of the one before, which had stopped serving: nobody else can still deliver."""
     @_builtins.property
     def leader(self) -> Global___LeaderState: ...
     @_builtins.property
@@ -313,10 +316,11 @@ class ShardState(_message.Message):
         min_isr: _builtins.int = ...,
         transfer_to: _builtins.str = ...,
         unclean_count: _builtins.int = ...,
+        handed_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "in_sync", b"in_sync", "leader", b"leader", "min_isr", b"min_isr", "replicas", b"replicas", "transfer_to", b"transfer_to", "unclean_count", b"unclean_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "handed_over", b"handed_over", "in_sync", b"in_sync", "leader", b"leader", "min_isr", b"min_isr", "replicas", b"replicas", "transfer_to", b"transfer_to", "unclean_count", b"unclean_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fringpost/internal/v1/peer.proto\x12\x14ringpost.internal.v1\"F\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x03\x12\n\n\x02to\x18\x04 \x01(\t\"\x9d\x01\n\x10ReplicateRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12,\n\x07\x66\x65tches\x18\x02 \x03(\x0b\x32\x1b.ringpost.internal.v1.Fetch\x12/\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32!.ringpost.internal.v1.FollowerAck\"\x82\x01\n\x05\x46\x65tch\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nreplica_id\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65tch_id\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x12\n\nlast_epoch\x18\x06 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x07 \x01(\x04\"J\n\x0b\x46ollowerAck\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\"\x81\x02\n\x11ReplicateResponse\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12(\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x1a.ringpost.internal.v1.Data\x12\x30\n\x08\x64iverged\x18\x03 \x03(\x0b\x32\x1e.ringpost.internal.v1.Diverged\x12.\n\x07refused\x18\x04 \x03(\x0b\x32\x1d.ringpost.internal.v1.Refused\x12\x34\n\x08snapshot\x18\x05 \x03(\x0b\x32\".ringpost.internal.v1.SnapshotPart\"h\n\x04\x44\x61ta\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x0c\x12\x11\n\tcommitted\x18\x06 \x01(\x04\"^\n\x08\x44iverged\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x11\n\tlog_epoch\x18\x04 \x01(\x04\x12\x0f\n\x07log_end\x18\x05 \x01(\x04\"9\n\x07Refused\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65tch_id\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\x94\x01\n\x0cSnapshotPart\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0e\n\x06number\x18\x04 \x01(\r\x12\x0f\n\x05\x62\x65gin\x18\x05 \x01(\x0cH\x00\x12\x10\n\x06\x66rames\x18\x06 \x01(\x0cH\x00\x12\x19\n\x0f\x65nd_frame_count\x18\x07 \x01(\x04H\x00\x42\x06\n\x04part\"n\n\x14\x46\x65nceReplicasRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x34\n\x08replicas\x18\x03 \x03(\x0b\x32\".ringpost.internal.v1.FenceReplica\"D\n\x0c\x46\x65nceReplica\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tnew_epoch\x18\x03 \x01(\x04\"K\n\x15\x46\x65nceReplicasResponse\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .ringpost.internal.v1.ReplicaEnd\"P\n\nReplicaEnd\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\nlast_epoch\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x32\xd9\x01\n\x0bPeerService\x12`\n\tReplicate\x12&.ringpost.internal.v1.ReplicateRequest\x1a\'.ringpost.internal.v1.ReplicateResponse(\x01\x30\x01\x12h\n\rFenceReplicas\x12*.ringpost.internal.v1.FenceReplicasRequest\x1a+.ringpost.internal.v1.FenceReplicasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fringpost/internal/v1/peer.proto\x12\x14ringpost.internal.v1\"F\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x03\x12\n\n\x02to\x18\x04 \x01(\t\"\x9d\x01\n\x10ReplicateRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12,\n\x07\x66\x65tches\x18\x02 \x03(\x0b\x32\x1b.ringpost.internal.v1.Fetch\x12/\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32!.ringpost.internal.v1.FollowerAck\"\x82\x01\n\x05\x46\x65tch\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nreplica_id\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65tch_id\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x12\n\nlast_epoch\x18\x06 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x07 \x01(\x04\"\\\n\x0b\x46ollowerAck\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x12\x10\n\x08\x61sked_us\x18\x05 \x01(\x04\"\x81\x02\n\x11ReplicateResponse\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12(\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x1a.ringpost.internal.v1.Data\x12\x30\n\x08\x64iverged\x18\x03 \x03(\x0b\x32\x1e.ringpost.internal.v1.Diverged\x12.\n\x07refused\x18\x04 \x03(\x0b\x32\x1d.ringpost.internal.v1.Refused\x12\x34\n\x08snapshot\x18\x05 \x03(\x0b\x32\".ringpost.internal.v1.SnapshotPart\"z\n\x04\x44\x61ta\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x0c\x12\x11\n\tcommitted\x18\x06 \x01(\x04\x12\x10\n\x08\x61sked_us\x18\x07 \x01(\x04\"^\n\x08\x44iverged\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x11\n\tlog_epoch\x18\x04 \x01(\x04\x12\x0f\n\x07log_end\x18\x05 \x01(\x04\"9\n\x07Refused\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65tch_id\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\x94\x01\n\x0cSnapshotPart\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0e\n\x06number\x18\x04 \x01(\r\x12\x0f\n\x05\x62\x65gin\x18\x05 \x01(\x0cH\x00\x12\x10\n\x06\x66rames\x18\x06 \x01(\x0cH\x00\x12\x19\n\x0f\x65nd_frame_count\x18\x07 \x01(\x04H\x00\x42\x06\n\x04part\"n\n\x14\x46\x65nceReplicasRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x34\n\x08replicas\x18\x03 \x03(\x0b\x32\".ringpost.internal.v1.FenceReplica\"D\n\x0c\x46\x65nceReplica\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tnew_epoch\x18\x03 \x01(\x04\"K\n\x15\x46\x65nceReplicasResponse\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .ringpost.internal.v1.ReplicaEnd\"P\n\nReplicaEnd\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\nlast_epoch\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x32\xd9\x01\n\x0bPeerService\x12`\n\tReplicate\x12&.ringpost.internal.v1.ReplicateRequest\x1a\'.ringpost.internal.v1.ReplicateResponse(\x01\x30\x01\x12h\n\rFenceReplicas\x12*.ringpost.internal.v1.FenceReplicasRequest\x1a+.ringpost.internal.v1.FenceReplicasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCH']._serialized_start=290
   _globals['_FETCH']._serialized_end=420
   _globals['_FOLLOWERACK']._serialized_start=422
-  _globals['_FOLLOWERACK']._serialized_end=496
-  _globals['_REPLICATERESPONSE']._serialized_start=499
-  _globals['_REPLICATERESPONSE']._serialized_end=756
-  _globals['_DATA']._serialized_start=758
-  _globals['_DATA']._serialized_end=862
-  _globals['_DIVERGED']._serialized_start=864
-  _globals['_DIVERGED']._serialized_end=958
-  _globals['_REFUSED']._serialized_start=960
-  _globals['_REFUSED']._serialized_end=1017
-  _globals['_SNAPSHOTPART']._serialized_start=1020
-  _globals['_SNAPSHOTPART']._serialized_end=1168
-  _globals['_FENCEREPLICASREQUEST']._serialized_start=1170
-  _globals['_FENCEREPLICASREQUEST']._serialized_end=1280
-  _globals['_FENCEREPLICA']._serialized_start=1282
-  _globals['_FENCEREPLICA']._serialized_end=1350
-  _globals['_FENCEREPLICASRESPONSE']._serialized_start=1352
-  _globals['_FENCEREPLICASRESPONSE']._serialized_end=1427
-  _globals['_REPLICAEND']._serialized_start=1429
-  _globals['_REPLICAEND']._serialized_end=1509
-  _globals['_PEERSERVICE']._serialized_start=1512
-  _globals['_PEERSERVICE']._serialized_end=1729
+  _globals['_FOLLOWERACK']._serialized_end=514
+  _globals['_REPLICATERESPONSE']._serialized_start=517
+  _globals['_REPLICATERESPONSE']._serialized_end=774
+  _globals['_DATA']._serialized_start=776
+  _globals['_DATA']._serialized_end=898
+  _globals['_DIVERGED']._serialized_start=900
+  _globals['_DIVERGED']._serialized_end=994
+  _globals['_REFUSED']._serialized_start=996
+  _globals['_REFUSED']._serialized_end=1053
+  _globals['_SNAPSHOTPART']._serialized_start=1056
+  _globals['_SNAPSHOTPART']._serialized_end=1204
+  _globals['_FENCEREPLICASREQUEST']._serialized_start=1206
+  _globals['_FENCEREPLICASREQUEST']._serialized_end=1316
+  _globals['_FENCEREPLICA']._serialized_start=1318
+  _globals['_FENCEREPLICA']._serialized_end=1386
+  _globals['_FENCEREPLICASRESPONSE']._serialized_start=1388
+  _globals['_FENCEREPLICASRESPONSE']._serialized_end=1463
+  _globals['_REPLICAEND']._serialized_start=1465
+  _globals['_REPLICAEND']._serialized_end=1545
+  _globals['_PEERSERVICE']._serialized_start=1548
+  _globals['_PEERSERVICE']._serialized_end=1765
 # @@protoc_insertion_point(module_scope)

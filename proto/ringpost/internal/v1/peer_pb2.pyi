@@ -133,10 +133,13 @@ class FollowerAck(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FETCH_ID_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    ASKED_US_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     epoch: _builtins.int
     fetch_id: _builtins.int
     end: _builtins.int
+    asked_us: _builtins.int
+    """The greatest `asked_us` of this flow that has come."""
     def __init__(
         self,
         *,
@@ -144,10 +147,11 @@ class FollowerAck(_message.Message):
         epoch: _builtins.int = ...,
         fetch_id: _builtins.int = ...,
         end: _builtins.int = ...,
+        asked_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "epoch", b"epoch", "fetch_id", b"fetch_id", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_us", b"asked_us", "end", b"end", "epoch", b"epoch", "fetch_id", b"fetch_id", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,7 +197,7 @@ Global___ReplicateResponse: _TypeAlias = ReplicateResponse  # noqa: Y015
 
 @_typing.final
 class Data(_message.Message):
-    """Frames that follow the end of the follower's log; without frames: the committed mark only."""
+    """Frames that follow the end of the follower's log; without frames: the committed mark, or the question `asked_us` only."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -203,6 +207,7 @@ class Data(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    ASKED_US_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     epoch: _builtins.int
     fetch_id: _builtins.int
@@ -212,6 +217,10 @@ class Data(_message.Message):
     """Whole frames as they stand in the leader's journal, one behind another."""
     committed: _builtins.int
     """The leader's committed position."""
+    asked_us: _builtins.int
+    """When the leader, by its own clock, last asked whether it is still followed. An acknowledgement says it back, at once
+    when there is nothing to fsync; a follower that takes part in an election against this leader says nothing any more.
+    """
     def __init__(
         self,
         *,
@@ -221,10 +230,11 @@ class Data(_message.Message):
         after: _builtins.int = ...,
         frames: _builtins.bytes = ...,
         committed: _builtins.int = ...,
+        asked_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "committed", b"committed", "epoch", b"epoch", "fetch_id", b"fetch_id", "frames", b"frames", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asked_us", b"asked_us", "committed", b"committed", "epoch", b"epoch", "fetch_id", b"fetch_id", "frames", b"frames", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
