@@ -64,6 +64,9 @@ class Coordination(Protocol):
     async def report_lost(self, shards: frozenset[int]) -> None:
         """Says which copies in this directory are damaged and must be made anew. Raises CoordinationError."""
 
+    async def report_unreachable(self, nodes: frozenset[str]) -> None:
+        """Says which members that live this node cannot reach; `View.nodes` shows it. Raises CoordinationError."""
+
     async def set_desired(self, node: str, desired: Desired) -> None:
         """Says what is wanted of a member. Raises KeyError for an unknown one, CoordinationError."""
 

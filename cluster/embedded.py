@@ -65,6 +65,9 @@ class EmbeddedCoordination(Coordination):
     async def report_lost(self, shards: frozenset[int]) -> None:
         raise CoordinationError("this node is alone: there is no other copy of what is damaged")
 
+    async def report_unreachable(self, nodes: frozenset[str]) -> None:
+        raise CoordinationError("this node is alone: there is nobody to be reached")
+
     async def set_desired(self, node: str, desired: Desired) -> None:
         if node not in self.view.nodes:
             raise KeyError(node)

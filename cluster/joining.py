@@ -51,15 +51,16 @@ class Founding:
 class Joining:
     """One node's way into the cluster, over all its sessions.
 
-    `boot` and `lost_shards` are those of this start. A directory that the store has seen started at least as often as
-    the directory itself remembers was rolled back, to a copy perhaps: whatever it holds may lack what it has
-    acknowledged, so all its shards count as lost and `boot` is put above.
+    `boot` and `lost_shards` are those of this start, `unreachable` what this node says of its links. A directory that
+    the store has seen started at least as often as the directory itself remembers was rolled back, to a copy perhaps:
+    whatever it holds may lack what it has acknowledged, so all its shards count as lost and `boot` is put above.
     """
 
     def __init__(self, member: NodeRef, facts: DirectoryFacts, version: str) -> None:
         self.member = replace(member, directory=facts.directory, session=0)
         self.boot = facts.boot
         self.lost_shards = member.lost_shards
+        self.unreachable = member.unreachable
         self.rolled_back = False
         self._facts = facts
         self._version = version
@@ -140,12 +141,17 @@ class Joining:
 
     def live_value(self) -> bytes:
         """The value of the live key."""
+        return self.live_record().SerializeToString(deterministic=True)
+
+    def live_record(self) -> cluster_pb2.LiveRecord:
+        """What the live key shall say."""
         return cluster_pb2.LiveRecord(
             boot=self.boot,
             version=self._version,
             directory=self._facts.directory,
             lost_shards=sorted(self.lost_shards),
-        ).SerializeToString(deterministic=True)
+            unreachable=sorted(self.unreachable),
+        )
 
     def _compare_boot(self, records: Records, stored: cluster_pb2.NodeRecord) -> None:
         """The first time, what is stored is of an earlier start; later it is what we wrote, perhaps unanswered."""

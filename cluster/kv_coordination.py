@@ -348,14 +348,22 @@ class KvCoordination(Coordination):
         return Proposal.ACCEPTED if done.succeeded else Proposal.CONFLICT
 
     async def report_lost(self, shards: frozenset[int]) -> None:
+        self._join.lost_shards = shards
+        await self._tell_live()
+
+    async def report_unreachable(self, nodes: frozenset[str]) -> None:
+        self._join.unreachable = nodes
+        await self._tell_live()
+
+    async def _tell_live(self) -> None:
+        """Brings the live key to what this node says of itself."""
         join = self._join
-        join.lost_shards = shards
         key = self.keys.live(join.member.node)
 
         def plan() -> _Step | None:
             live = self._records.lives.get(join.member.node)
             # Without a session nothing is written now: the next one begins with it.
-            if self._session_gone() or live is None or frozenset(live.record.lost_shards) == join.lost_shards:
+            if self._session_gone() or live is None or live.record == join.live_record():
                 return None
             return [Compare(key, Field.MOD, live.mod_revision)], [Put(key, join.live_value(), self._lease)]
 

@@ -147,6 +147,7 @@ def node_ref(name: str, node: cluster_pb2.NodeRecord, live: cluster_pb2.LiveReco
         directory=node.directory,
         lost_shards=frozenset(live.lost_shards) if live is not None else frozenset(),
         weight=node.weight or 1000,
+        unreachable=frozenset(live.unreachable) if live is not None else frozenset(),
     )
 
 

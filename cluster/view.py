@@ -23,7 +23,7 @@ class NodeRef:
     `address` and `peer_address` are `host:port` for clients and for other nodes. `zone` is the failure domain ("" when
     unknown). `session` numbers this life of the node: greater with every start, 0 while it is not alive. `directory`
     is the id of its data directory (32 hex digits), `lost_shards` those whose copy there is damaged. `weight` is its
-    share of shards in per mille of the usual one.
+    share of shards in per mille of the usual one. `unreachable` are members that it says it cannot reach.
     """
 
     node: str
@@ -35,6 +35,7 @@ class NodeRef:
     directory: str = ""
     lost_shards: frozenset[int] = frozenset()
     weight: int = 1000
+    unreachable: frozenset[str] = frozenset()
 
     @property
     def alive(self) -> bool:

@@ -17,7 +17,8 @@ from ringpost.cluster.view import Desired, NodeRef, View
 from ringpost.internal.v1.peer_pb2 import FenceReplica, FenceReplicasRequest
 from ringpost.node import log
 from ringpost.node.journal.identity import Identity, save_identity
-from ringpost.node.replicas.peers import Peers, Reach
+from ringpost.node.replicas.peer import Reach
+from ringpost.node.replicas.peers import Peers
 from ringpost.node.replicas.replicator import Replicator
 from ringpost.node.replicas.service import PeerServer
 from ringpost.node.storage import Storage

@@ -25,6 +25,8 @@ class Settings:
     replace_after_s: float = 300.0
     # A node leads again when it has been there for so long.
     settle_s: float = 5.0
+    # It does so, too, when its links have been good for so long.
+    link_settle_s: float = 10.0
     # The first shards wait so long for more nodes than the least number.
     bootstrap_wait_s: float = 5.0
     # A transfer that is not done by then is taken back, and not asked for again before as much time has passed.

@@ -2,6 +2,9 @@
 
 A member of the in-sync set has everything that was ever committed, and who has answered commits nothing more in an
 older epoch. So whoever wins has all of it.
+
+A leader that lives, but is cut off from its followers, is not asked: it commits nothing that those do not acknowledge
+who are. Nobody is elected in its place who would be cut off as well.
 """
 
 from collections import defaultdict
@@ -33,6 +36,7 @@ class _Vote(NamedTuple):
 
     last_epoch: int
     end: int
+    can_commit: bool
     may_lead: bool
     preference: int
     replica_id: str
@@ -45,7 +49,8 @@ def call(records: Sequence[ShardRecord], roster: Roster) -> Ballot:
     for record in records:
         if roster.well_led(record):
             continue
-        candidates = roster.in_sync(record)
+        stale = record.leader.replica_id if record.leader is not None and roster.led(record) else ""
+        candidates = [r for r in roster.in_sync(record) if r.replica_id != stale]
         for replica in candidates:
             asks[replica.node].append(Fence(record.shard, replica.replica_id, record.epoch + 1))
         if candidates:
@@ -68,9 +73,11 @@ def count(ballot: Ballot, answers: Mapping[str, Sequence[End]], roster: Roster, 
         heard = [r for r in record.replicas if r.replica_id in record.in_sync and _key(record, r) in ends]
         if not heard:
             continue
-        votes = [_vote(r, ends[_key(record, r)], roster, placed[record.shard]) for r in heard]
-        winner = record.replica(max(votes).replica_id)
+        vote = max(_vote(record, r, ends[_key(record, r)], roster, placed[record.shard]) for r in heard)
+        winner = record.replica(vote.replica_id)
         assert winner is not None
+        if roster.led(record) and not vote.can_commit:
+            continue
         leader = Leader(winner.node, winner.replica_id, ballot.sessions[winner.node])
         change = _first(record, leader, heard, roster) if record.epoch == 0 else _next(record, leader, heard, roster)
         if change is not None:
@@ -82,9 +89,16 @@ def _key(record: ShardRecord, replica: Replica) -> tuple[str, int, str]:
     return replica.node, record.shard, replica.replica_id
 
 
-def _vote(replica: Replica, end: End, roster: Roster, placed: Sequence[str]) -> _Vote:
+def _vote(record: ShardRecord, replica: Replica, end: End, roster: Roster, placed: Sequence[str]) -> _Vote:
     order = placed.index(replica.node) if replica.node in placed else len(placed)
-    return _Vote(end.last_epoch, end.end, not roster.shall_yield(replica.node), -order, replica.replica_id)
+    return _Vote(
+        end.last_epoch,
+        end.end,
+        roster.can_commit(record, replica),
+        not roster.shall_yield(replica.node),
+        -order,
+        replica.replica_id,
+    )
 
 
 def _first(record: ShardRecord, leader: Leader, heard: Sequence[Replica], roster: Roster) -> Change | None:
@@ -105,10 +119,18 @@ def _first(record: ShardRecord, leader: Leader, heard: Sequence[Replica], roster
 
 
 def _next(record: ShardRecord, leader: Leader, heard: Sequence[Replica], roster: Roster) -> Change:
-    """Leaves out of the in-sync set whoever is away or did not answer, the lost first, as long as min_isr remain."""
-    silent = [r for r in record.replicas if r.replica_id in record.in_sync and r not in heard]
-    silent.sort(key=lambda r: (roster.intact(record, r), roster.alive(r.node)))
-    out = {replica.replica_id for replica in silent[: len(record.in_sync) - record.min_isr]}
+    """Leaves out of the in-sync set whoever is away, did not answer, or cannot be reached by the new leader.
+
+    The lost are first, and min_isr remain.
+    """
+
+    def near(replica: Replica) -> bool:
+        return roster.links.good(replica.node, leader.node)
+
+    counting = (r for r in record.replicas if r.replica_id in record.in_sync)
+    useless = [r for r in counting if not (r in heard and near(r))]
+    useless.sort(key=lambda r: (roster.intact(record, r), roster.alive(r.node), near(r), r in heard))
+    out = {replica.replica_id for replica in useless[: len(record.in_sync) - record.min_isr]}
     in_sync = tuple(replica_id for replica_id in record.in_sync if replica_id not in out)
     elected = replace(record, epoch=record.epoch + 1, leader=leader, in_sync=in_sync, transfer_to="", handed_over=False)
     return Change(elected, "election", {leader.node: leader.session})

@@ -12,6 +12,7 @@ from ringpost.cluster.controller import transactions
 from ringpost.cluster.controller.core import Core
 from ringpost.cluster.controller.decisions import Change, End, Fence, FenceRequest, NewId, Reach, Settings
 from ringpost.cluster.controller.election import Ballot
+from ringpost.cluster.controller.links import fit_to_control
 from ringpost.cluster.controller.recovery import accept_loss
 from ringpost.cluster.coordination import CoordinationError
 from ringpost.cluster.kv import Kv, KvError, OutcomeUnknown
@@ -165,6 +166,8 @@ class ControllerLoop:
             self._planned = None
             self.offline = ()
             return await self._campaign(view, reach)
+        if not fit_to_control(view.nodes, self._node):
+            return await self._step_aside()
         if seen != self._planned or now >= self._wake_at:
             self._planned = seen
             if not await self._act(view):
@@ -176,17 +179,20 @@ class ControllerLoop:
         return 0 != self._term == view.controller_term and view.controller == self._node
 
     async def _campaign(self, view: View, reach: Mapping[str, Reach]) -> float:
-        """Becomes the controller when there is none, or when nobody listens where it was."""
+        """Becomes the controller when there is none, when nobody listens where it was, or when nobody reaches it."""
         kv, keys = self._membership.kv, self._membership.keys
         own = view.nodes.get(self._node)
         if own is None or not own.alive or own.session != self._membership.session:
+            return _TICK_S
+        if not fit_to_control(view.nodes, self._node):
             return _TICK_S
         if view.revision < self._term:
             return _RETRY_S  # won, and not yet seen
         self._term = 0
         if view.controller:
             # Our own name with a term that we do not know is an earlier life, or an answer that was lost.
-            if view.controller != self._node and reach.get(view.controller) != "refused":
+            lives = reach.get(view.controller) != "refused" and fit_to_control(view.nodes, view.controller)
+            if view.controller != self._node and lives:
                 return _TICK_S
             _LOG.warning("%s deposes the controller on %s", self._node, view.controller)
             await kv.txn(*transactions.depose(keys, view.controller_term))
@@ -196,6 +202,13 @@ class ControllerLoop:
             _LOG.info("%s is the controller, term %d", self._node, self._term)
         await self._membership.refresh()
         return 0.0 if won.succeeded else _RETRY_S
+
+    async def _step_aside(self) -> float:
+        """Ends this node's term: it reaches too few others, and one of those may reach more."""
+        _LOG.warning("%s is cut off from most others, and is the controller no more", self._node)
+        await self._membership.kv.txn(*transactions.depose(self._membership.keys, self._term))
+        await self._membership.refresh()
+        return _RETRY_S
 
     # -- as the controller ------------------------------------------------------------------------------------------
 

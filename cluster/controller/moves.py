@@ -146,7 +146,7 @@ class ShardPlan:
     def _end_transfer(self) -> Change | None:
         """Takes back what became impossible, or takes too long."""
         target = self._record.replica(self._record.transfer_to)
-        able = target is not None and target in self._live and target.node in self._stage.leading
+        able = target is not None and self._may_lead(target)
         own = self._record.transfer_to == self._leader.replica_id
         if able and not own and not self._stage.transfers.overdue(self._record):
             return None
@@ -166,14 +166,21 @@ class ShardPlan:
     def _successor(self) -> Replica | None:
         """Who should lead instead: the preferred one; when the leader shall yield, the best that there is."""
         order = {node: place for place, node in enumerate(self._wanted)}
-        able = [replica for replica in self._live if replica.node in self._stage.leading]
-        best = min(able, key=lambda replica: order.get(replica.node, len(order)), default=None)
+        able = [replica for replica in self._live if self._may_lead(replica)]
+        linked = {replica.node for replica in able if self._roster.well_linked(self._record, replica)}
+        best = min(able, key=lambda r: (r.node not in linked, order.get(r.node, len(order))), default=None)
         if best is None or best.replica_id == self._leader.replica_id:
             return None
         if self._roster.shall_yield(self._leader.node):
             return best
-        settled = self._roster.alive_for(best.node, self._stage.settings.settle_s)
+        settled = self._roster.alive_for(best.node, self._stage.settings.settle_s) and best.node in linked
         return best if settled and best.node == self._wanted[0] else None
+
+    def _may_lead(self, replica: Replica) -> bool:
+        """Whether the leader could hand over to it, and it could then commit."""
+        near = self._roster.links.good(replica.node, self._leader.node)
+        able = replica in self._live and replica.node in self._stage.leading
+        return able and near and self._roster.can_commit(self._record, replica)
 
     # Copies that are lost
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from ringpost.cluster.controller.decisions import Reach, Settings
+from ringpost.cluster.controller.links import Links
 from ringpost.cluster.placement import Site
-from ringpost.cluster.view import Desired, NodeRef, Replica, ShardRecord, View
+from ringpost.cluster.view import Desired, NodeRef, Replica, Role, ShardRecord, View
 
 
 class Roster:
@@ -14,6 +15,7 @@ class Roster:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.links = Links(settings.link_settle_s)
         self._settings = settings
         self._nodes: Mapping[str, NodeRef] = {}
         self._refused: frozenset[str] = frozenset()
@@ -24,6 +26,7 @@ class Roster:
     def observe(self, view: View, reach: Mapping[str, Reach], now: float) -> None:
         """Takes the newest picture. `now` is any clock's that never goes back, in seconds."""
         self._nodes, self._now = view.nodes, now
+        self.links.observe(view.nodes, now)
         self._refused = frozenset(node for node, how in reach.items() if how == "refused")
         since: dict[str, tuple[int, float]] = {}
         for name in view.nodes:
@@ -80,12 +83,43 @@ class Roster:
         return self.alive(replica.node) and self.intact(record, replica)
 
     def well_led(self, record: ShardRecord) -> bool:
+        """Whether the shard has a leader, and not one that it should exchange for another."""
+        return self.led(record) and not self.cut_off(record)
+
+    def led(self, record: ShardRecord) -> bool:
         """Whether the shard has a leader that is there, in the session in which it became leader, with its copy."""
         leader = record.leader
         if leader is None or self.session(leader.node) != leader.session:
             return False
         replica = record.replica(leader.replica_id)
         return replica is not None and self.usable(record, replica)
+
+    def cut_off(self, record: ShardRecord) -> bool:
+        """Whether the leader reaches too few copies to commit anything, and another one that counts would not."""
+        if self.links.all_good or record.leader is None:
+            return False
+        leader = record.replica(record.leader.replica_id)
+        if leader is None or self.can_commit(record, leader):
+            return False
+        return any(self.can_commit(record, r) for r in self.in_sync(record) if r != leader)
+
+    def can_commit(self, record: ShardRecord, replica: Replica) -> bool:
+        """Whether a copy, if it leads, has links to as many as a commit needs, itself among them.
+
+        One that does not count yet is as good: a leader that reaches it puts it in the place of one that it does not.
+        """
+        near = {r.node for r in self._taking_part(record) if self.links.good(r.node, replica.node)}
+        return len(near) >= record.min_isr
+
+    def well_linked(self, record: ShardRecord, replica: Replica) -> bool:
+        """Whether its links to all other copies are good, and have been for a while."""
+        return all(self.links.settled(r.node, replica.node) for r in self._taking_part(record))
+
+    def _taking_part(self, record: ShardRecord) -> Iterator[Replica]:
+        for replica in record.replicas:
+            stays = replica.role is not Role.LEAVING or replica.replica_id in record.in_sync
+            if stays and self.usable(record, replica):
+                yield replica
 
     def in_sync(self, record: ShardRecord) -> list[Replica]:
         """The usable copies that count, in the order of the record's replicas."""
@@ -116,3 +150,4 @@ class Roster:
         for session, since in self._since.values():
             waits = come if session else (self._settings.replace_after_s,)
             yield from (since + wait for wait in waits if since + wait > self._now)
+        yield from self.links.deadlines()

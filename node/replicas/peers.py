@@ -3,55 +3,26 @@
 A stream is open to every member that lives, also to those that lead nothing: its end is how the death of a process is
 noticed at once. Whether it is dead, or only cut off, a connection attempt tells: one that is refused comes from a
 living machine on which nobody listens.
+
+A link that carries nothing any more breaks no stream. So every member is asked about every second (`pulse`), and who
+does not answer is reported to the cluster. An answer needs both ways, and the peer's loop: a link that works one way is
+as bad as none.
 """
 
 import asyncio
 from collections.abc import Callable
-from enum import Enum
-from typing import Any
 
-import grpc
-
-from ringpost.cluster.view import NodeRef, View
-from ringpost.internal.v1.peer_pb2 import (
-    FenceReplicasRequest,
-    FenceReplicasResponse,
-    Hello,
-    ReplicateRequest,
-    ReplicateResponse,
-)
+from ringpost.cluster.view import View
+from ringpost.internal.v1.peer_pb2 import FenceReplicasRequest, FenceReplicasResponse
 from ringpost.node import log
+from ringpost.node.replicas.link_report import LinkReport
 from ringpost.node.replicas.outbox import ToFollower, ToLeader
+from ringpost.node.replicas.peer import Peer, Reach
+from ringpost.node.replicas.pulse import LOOK_S
 from ringpost.node.replicas.replicator import Replicator
 
-SERVICE = "ringpost.internal.v1.PeerService"
-_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
-_PROBE_S = 0.5
-_END: Any = grpc.aio.EOF
-
-
-class Reach(Enum):
-    """What is known of a member's process."""
-
-    UP = "up"
-    REFUSED = "refused"
-    UNKNOWN = "unknown"
-
-
-def channel_options() -> list[tuple[str, int]]:
-    """gRPC's settings of a connection to a peer."""
-    return [
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 50),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
-    ]
+_FENCE_TRIES = 8
+_FENCE_WAIT_S = 0.02
 
 
 class Peers:
@@ -68,12 +39,16 @@ class Peers:
 
     def start(self, view: View) -> None:
         """Connects to all members, also to those that come."""
-        self._unwatch = self._replicator.coordination.watch(self.on_view)
+        coordination = self._replicator.coordination
+        self._report = LinkReport(coordination, self._node, self._replicator.spawn)
+        self._unwatch = coordination.watch(self.on_view)
         self.on_view(view)
+        self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def close(self) -> None:
         """Ends all connections."""
         self._unwatch()
+        self._looking.cancel()
         peers, self._peers = self._peers, {}
         await asyncio.gather(*(peer.close() for peer in peers.values()))
 
@@ -84,6 +59,8 @@ class Peers:
             self._session = session
             for peer in self._peers.values():
                 peer.greet_again()
+        for node in [node for node in self._peers if node not in view.nodes]:
+            self._replicator.spawn(self._peers.pop(node).close())
         for node, ref in view.nodes.items():
             known = self._peers.get(node)
             if node == self._node or not ref.alive or not ref.peer_address:
@@ -93,6 +70,15 @@ class Peers:
             if known is not None:
                 self._replicator.spawn(known.close())
             self._peers[node] = Peer(self, view.cluster_id, ref)
+
+    async def _look(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = clock()
+            for peer in self._peers.values():
+                peer.look(now)
+            self._report.look(self.unreachable)
 
     # -- boxes ------------------------------------------------------------------------------------------------------
 
@@ -115,15 +101,15 @@ class Peers:
 
     # -- reach ------------------------------------------------------------------------------------------------------
 
-    def reach(self) -> "dict[str, Reach]":
+    def reach(self) -> dict[str, Reach]:
         """What is known of each other member."""
         return {node: peer.reach for node, peer in self._peers.items()}
 
-    def lost(self, peer: "Peer") -> None:
+    def lost(self, peer: Peer) -> None:
         """The stream to a member broke."""
         self._replicator.leader_link_lost(peer.ref.node)
 
-    def found(self, peer: "Peer", reach: Reach) -> None:
+    def found(self, peer: Peer, reach: Reach) -> None:
         """Something else is known of a member."""
         if self._peers.get(peer.ref.node) is not peer:
             return
@@ -131,6 +117,13 @@ class Peers:
         if reach is Reach.REFUSED:
             self._replicator.node_lost(peer.ref.node, peer.ref.session)
         self._reach_changed(peer.ref.node, reach)
+
+    @property
+    def unreachable(self) -> frozenset[str]:
+        """Members that live and do not answer."""
+        nodes = self._replicator.coordination.view.nodes
+        silent = (peer.ref for peer in self._peers.values() if not peer.reachable)
+        return frozenset(ref.node for ref in silent if ref.node in nodes and nodes[ref.node].session == ref.session)
 
     async def fence(self, node: str, request: FenceReplicasRequest, seconds: float) -> FenceReplicasResponse | None:
         """Asks a member for an election; None when it does not answer in time."""
@@ -146,135 +139,6 @@ class Peers:
     @property
     def node(self) -> str:
         return self._node
-
-
-class Peer:
-    """One member in one session: its connection, the stream to it."""
-
-    def __init__(self, owner: Peers, cluster_id: str, ref: NodeRef) -> None:
-        self.ref = ref
-        self.reach = Reach.UNKNOWN
-        self._owner = owner
-        self._cluster_id = cluster_id
-        self._closed = False
-        self._call: Any = None
-        self._channel = grpc.aio.insecure_channel(ref.peer_address, options=channel_options())
-        self._replicate = self._channel.stream_stream(
-            f"/{SERVICE}/Replicate",
-            request_serializer=ReplicateRequest.SerializeToString,
-            response_deserializer=ReplicateResponse.FromString,
-        )
-        self._fence = self._channel.unary_unary(
-            f"/{SERVICE}/FenceReplicas",
-            request_serializer=FenceReplicasRequest.SerializeToString,
-            response_deserializer=FenceReplicasResponse.FromString,
-        )
-        self._running = asyncio.get_running_loop().create_task(self._run())
-
-    def greet_again(self) -> None:
-        """This node has another session: what it said in the old one counts no more."""
-        if self._call is not None:
-            self._call.cancel()
-
-    async def close(self) -> None:
-        """Ends the connection."""
-        self._closed = True
-        if self._call is not None:
-            self._call.cancel()
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
-        await self._channel.close()
-
-    async def fence(self, request: FenceReplicasRequest, seconds: float) -> FenceReplicasResponse | None:
-        """See `Peers.fence`."""
-        try:
-            return await self._fence(request, timeout=seconds)
-        except grpc.aio.AioRpcError:
-            return None
-
-    async def _run(self) -> None:
-        tries = 0
-        while True:
-            worked = await self._stream()
-            self._owner.lost(self)
-            tries = 0 if worked else tries + 1
-            self._know(await self._probe())
-            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
-
-    async def _stream(self) -> bool:
-        """One stream from beginning to end; whether the other side ever said hello."""
-        box = self._owner.to_leader(self.ref.node)
-        box.clear()
-        call = self._call = self._replicate()
-        writer = asyncio.get_running_loop().create_task(self._write(call, box))
-        greeted = False
-        try:
-            while True:
-                message: Any = await call.read()
-                if message is _END:
-                    break
-                if not greeted:
-                    greeted = True
-                    self._know(Reach.UP)
-                self._take(message)
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-                log.warning("peer.stream_ended", peer=self.ref.node, why=error.details())
-        except asyncio.CancelledError:
-            # So ends a read whose call is cancelled, too, by `greet_again`.
-            if self._closed:
-                raise
-        finally:
-            call.cancel()
-            writer.cancel()  # a write may wait for ever when its call ends before the connection stands
-            await asyncio.gather(writer, return_exceptions=True)
-        return greeted
-
-    async def _write(self, call: Any, box: ToLeader) -> None:
-        hello = Hello(
-            cluster_id=self._cluster_id,
-            node=self._owner.node,
-            session=self._owner.replicator.coordination.session,
-            to=self.ref.node,
-        )
-        await call.write(ReplicateRequest(hello=hello))
-        while not call.done():
-            await box.waiting.wait()
-            if call.done():
-                return
-            await call.write(box.take())
-
-    def _take(self, message: ReplicateResponse) -> None:
-        replicator, node = self._owner.replicator, self.ref.node
-        cores, now = replicator.cores, replicator.clock()
-        for refused in message.refused:
-            if refused.shard in cores:
-                cores[refused.shard].on_refused(node, refused, now)
-        for diverged in message.diverged:
-            if diverged.shard in cores:
-                cores[diverged.shard].on_diverged(node, diverged, now)
-        for data in message.data:
-            if data.shard in cores:
-                cores[data.shard].on_data(node, data, now)
-        for part in message.snapshot:
-            replicator.on_snapshot(node, part)
-
-    async def _probe(self) -> Reach:
-        host, _, port = self.ref.peer_address.rpartition(":")
-        try:
-            async with asyncio.timeout(_PROBE_S):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        except ConnectionRefusedError:
-            return Reach.REFUSED
-        except (OSError, TimeoutError):
-            return Reach.UNKNOWN
-        writer.close()
-        return Reach.UNKNOWN
-
-    def _know(self, reach: Reach) -> None:
-        if reach is not self.reach:
-            self.reach = reach
-            self._owner.found(self, reach)
 
 
 async def fence_here(replicator: Replicator, request: FenceReplicasRequest) -> FenceReplicasResponse:
@@ -296,7 +160,3 @@ async def fence_here(replicator: Replicator, request: FenceReplicasRequest) -> F
             break
         await asyncio.sleep(_FENCE_WAIT_S)
     return response
-
-
-_FENCE_TRIES = 8
-_FENCE_WAIT_S = 0.02

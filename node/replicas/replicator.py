@@ -369,6 +369,10 @@ class Replicator:
 
     # -- what peers say ---------------------------------------------------------------------------------------------
 
+    def look_after(self, number: int) -> None:
+        """A replica heard something, and may have to do something about it by and by: ticks, as long as it must."""
+        self._restless.add(number)
+
     def on_snapshot(self, node: str, part: SnapshotPart) -> None:
         """A part of a snapshot from the leader."""
         core = self.cores.get(part.shard)

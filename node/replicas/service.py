@@ -9,12 +9,15 @@ from ringpost.internal.v1.peer_pb2 import (
     FenceReplicasRequest,
     FenceReplicasResponse,
     Hello,
+    PingRequest,
+    PingResponse,
     ReplicateRequest,
     ReplicateResponse,
 )
 from ringpost.node import log
 from ringpost.node.replicas.outbox import ToFollower
-from ringpost.node.replicas.peers import SERVICE, Peers, fence_here
+from ringpost.node.replicas.peer import SERVICE
+from ringpost.node.replicas.peers import Peers, fence_here
 from ringpost.node.replicas.replicator import Replicator
 
 _HELLO_TRIES = 20
@@ -46,7 +49,21 @@ class PeerServer:
             request_deserializer=FenceReplicasRequest.FromString,
             response_serializer=FenceReplicasResponse.SerializeToString,
         )
-        return grpc.method_handlers_generic_handler(SERVICE, {"Replicate": replicate, "FenceReplicas": fence})
+        ping: Any = grpc.unary_unary_rpc_method_handler(
+            self.ping,
+            request_deserializer=PingRequest.FromString,
+            response_serializer=PingResponse.SerializeToString,
+        )
+        methods = {"Replicate": replicate, "FenceReplicas": fence, "Ping": ping}
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def ping(self, request: PingRequest, context: Any) -> PingResponse:
+        """This node answers."""
+        if not self.open:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this node is not a member yet")
+        if request.to != self._node:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this is node {self._node!r}")
+        return PingResponse()
 
     async def fence(self, request: FenceReplicasRequest, context: Any) -> FenceReplicasResponse:
         """For an election."""
@@ -138,6 +155,7 @@ class PeerServer:
             core = cores.get(fetch.shard)
             if core is not None:
                 core.on_fetch(node, session, fetch, now)
+                replicator.look_after(fetch.shard)
         for ack in message.acks:
             core = cores.get(ack.shard)
             if core is not None:

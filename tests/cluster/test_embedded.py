@@ -75,6 +75,8 @@ async def test_nothing_can_be_changed_where_one_is_alone() -> None:
         await coordination.set_desired("node-1", Desired.DRAIN)
     with pytest.raises(CoordinationError, match="no other copy"):
         await coordination.report_lost(frozenset({1}))
+    with pytest.raises(CoordinationError, match="nobody to be reached"):
+        await coordination.report_unreachable(frozenset({"node-2"}))
     with pytest.raises(ValueError, match="node-1 is alive"):
         await coordination.remove_node("node-1")
     for change in (coordination.remove_node("x"), coordination.set_desired("x", Desired.ACTIVE)):

@@ -269,6 +269,22 @@ async def test_damaged_copies_are_told_and_not_forgotten(cluster: Cluster) -> No
     assert b.view.nodes["b"].lost_shards == frozenset()
 
 
+async def test_members_that_cannot_be_reached_are_told_beside_the_rest(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b", ttl_s=2)
+    session = b.session
+    await asyncio.gather(b.report_lost(frozenset({1})), b.report_unreachable(frozenset({"a", "c"})))
+    await until(lambda: a.view.nodes["b"].unreachable == {"a", "c"})
+    assert (a.view.nodes["b"].lost_shards, b.session) == ({1}, session)
+    revision = (await a.refresh()).revision
+    await b.report_unreachable(frozenset({"c", "a"}))
+    assert (await a.refresh()).revision == revision, "written only when it changes"
+    await cluster.open_kv().revoke(b.lease)
+    await until(lambda: a.view.nodes["b"].session > session)
+    assert a.view.nodes["b"].unreachable == {"a", "c"}
+    await b.report_unreachable(frozenset())
+    assert (b.view.nodes["b"].unreachable, b.view.nodes["b"].lost_shards) == (frozenset(), {1})
+
+
 async def test_what_is_wanted_of_a_node_outlives_its_restart(cluster: Cluster) -> None:
     a, b = await cluster.join("a"), await cluster.join("b", boot=1)
     await a.set_desired("b", Desired.DRAIN)

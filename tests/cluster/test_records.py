@@ -82,7 +82,7 @@ def stored(shards: int) -> list[Item]:
     meta = cluster_pb2.ClusterRecord(cluster_id="c", shard_count=shards, format=1, replication_factor=3, min_isr=2)
     values = {KEYS.meta: meta.SerializeToString(), KEYS.node("a"): encode_node(NodeRef("a", "a:1", weight=500), 4)}
     values |= {KEYS.shard(number): shard(number, "a") for number in range(shards)}
-    live = cluster_pb2.LiveRecord(boot=4, directory="d", lost_shards=[1]).SerializeToString()
+    live = cluster_pb2.LiveRecord(boot=4, directory="d", lost_shards=[1], unreachable=["b"]).SerializeToString()
     return [
         *(Item(key, value, 2, 2, 0) for key, value in values.items()),
         Item(KEYS.live("a"), live, 5, 5, 77),
@@ -98,7 +98,9 @@ def test_a_view_is_made_of_records() -> None:
     records.reset(Picture(9, tuple(stored(3))))
     view = records.view()
     assert (view.revision, view.cluster_id, view.shard_count, view.min_isr) == (9, "c", 3, 2)
-    assert view.nodes == {"a": NodeRef("a", "a:1", session=5, lost_shards=frozenset({1}), weight=500)}
+    lost, unreachable = frozenset({1}), frozenset({"b"})
+    ref = NodeRef("a", "a:1", session=5, lost_shards=lost, weight=500, unreachable=unreachable)
+    assert view.nodes == {"a": ref}
     assert [record.shard for record in view.shards] == [0, 1, 2]
     assert {record.revision for record in view.shards} == {2}
 

@@ -24,9 +24,11 @@ TRANSFER_US = 10_000_000
 class Ballot:
     """An election under way."""
 
-    def __init__(self, record: ShardRecord, asked: list[Replica], sessions: Mapping[str, int]) -> None:
+    def __init__(self, record: ShardRecord, asked: list[Replica], able: set[str], sessions: Mapping[str, int]) -> None:
+        """`able` may win."""
         self.record = record
         self.asked = asked
+        self.able = able
         self.sessions = sessions
         self.ends: dict[str, LogEnd] = {}
         self.closed = False
@@ -55,13 +57,13 @@ class Controller:
         leader = record.leader
         suspected = record.shard in self._world.suspected
         led = leader is not None and self._session(view, leader.node) == leader.session
-        if led and not suspected:
+        if led and not suspected and not self._cut_off(record, view):
             for step in (self._end_transfer, self._replace_lost, self._move, self._hand_over):
                 if step(record, view):
                     return
             return
         self._world.suspected.discard(record.shard)
-        self._elect(record, view)
+        self._elect(record, view, led and not suspected)
 
     def _session(self, view: View, node: str) -> int:
         return 0 if node in self._process.refusing else view.sessions.get(node, 0)
@@ -69,14 +71,30 @@ class Controller:
     def _usable(self, view: View, replica: Replica) -> bool:
         return self._session(view, replica.node) > 0 and view.directories[replica.node] == replica.directory
 
+    def _can_commit(self, record: ShardRecord, view: View, node: str) -> bool:
+        near = {r.node for r in record.replicas if self._usable(view, r) and view.linked(r.node, node)}
+        return len(near) >= record.min_isr
+
+    def _cut_off(self, record: ShardRecord, view: View) -> bool:
+        """Whether another copy that counts would reach enough to commit, and the leader does not."""
+        leader = record.leader
+        if leader is None or not any(view.unreachable.values()) or self._can_commit(record, view, leader.node):
+            return False
+        heirs = (r for r in record.replicas if r.replica_id in record.in_sync and r.node != leader.node)
+        return any(self._usable(view, r) and self._can_commit(record, view, r.node) for r in heirs)
+
     # -- elections --------------------------------------------------------------------------------------------------
 
-    def _elect(self, record: ShardRecord, view: View) -> None:
+    def _elect(self, record: ShardRecord, view: View, cut_off: bool) -> None:
+        """A leader that is cut off is not asked."""
         asked = [r for r in record.replicas if r.replica_id in record.in_sync and self._usable(view, r)]
+        if cut_off and record.leader is not None:
+            asked = [r for r in asked if r.replica_id != record.leader.replica_id]
         self._busy_until[record.shard] = self._process.now + ANSWER_US + PAUSE_US
         if not asked:
             return
-        ballot = Ballot(record, asked, {r.node: self._session(view, r.node) for r in asked})
+        able = {r.replica_id for r in asked if not cut_off or self._can_commit(record, view, r.node)}
+        ballot = Ballot(record, asked, able, {r.node: self._session(view, r.node) for r in asked})
         for replica in asked:
             self._world.kernel.after(self._world.net.delay(), self._ask, ballot, replica)
         self._process.post(ANSWER_US, self._count, ballot)
@@ -106,6 +124,8 @@ class Controller:
         ballot.closed = True
         winner = record.replica(max((end, replica_id) for replica_id, end in ballot.ends.items())[1])
         assert winner is not None
+        if winner.replica_id not in ballot.able:
+            return
         silent = [replica_id for replica_id in record.in_sync if replica_id not in ballot.ends]
         silent.sort(key=lambda replica_id: replica_id in {r.replica_id for r in ballot.asked})
         out = set(silent[: len(record.in_sync) - record.min_isr])

@@ -27,6 +27,21 @@ class View(NamedTuple):
     records: tuple[ShardRecord, ...]
     controller: tuple[str, int] | None  # node and term
     tombs: frozenset[str]
+    unreachable: Mapping[str, frozenset[str]]  # what the nodes that live say of their links
+
+    def linked(self, one: str, other: str) -> bool:
+        """Whether neither says that it cannot reach the other."""
+        none: frozenset[str] = frozenset()
+        return other not in self.unreachable.get(one, none) and one not in self.unreachable.get(other, none)
+
+    def isolated(self, node: str) -> bool:
+        """Whether a node reaches less than half of the others."""
+        others = [other for other in self.sessions if other != node]
+        return 2 * sum(not self.linked(node, other) for other in others) > len(others)
+
+    def may_control(self, node: str) -> bool:
+        """Whether a node could hold elections, or nobody could better."""
+        return not self.isolated(node) or all(self.isolated(other) for other in self.sessions)
 
 
 class Host(Protocol):
@@ -56,6 +71,7 @@ class Etcd:
         self._host = host
         self._live: dict[str, tuple[int, int]] = {}  # node -> session, when the lease ends
         self._directories: dict[str, str] = {}
+        self._unreachable: dict[str, frozenset[str]] = {}
         self._controller: tuple[str, int] | None = None
         self._tombs: frozenset[str] = frozenset()
         self._view: View | None = None
@@ -69,7 +85,13 @@ class Etcd:
         if self._view is None:
             sessions = {node: session for node, (session, _) in self._live.items()}
             self._view = View(
-                self.revision, sessions, dict(self._directories), tuple(self.records), self._controller, self._tombs
+                self.revision,
+                sessions,
+                dict(self._directories),
+                tuple(self.records),
+                self._controller,
+                self._tombs,
+                dict(self._unreachable),
             )
         return self._view
 
@@ -117,8 +139,22 @@ class Etcd:
 
     def _end_session(self, node: str) -> None:
         self._live.pop(node, None)
+        self._unreachable.pop(node, None)
         if self._controller is not None and self._controller[0] == node:
             self._controller = None
+
+    def report(self, node: str, session: int, unreachable: frozenset[str]) -> None:
+        """A node says whom it cannot reach."""
+        live = self._live.get(node)
+        if live is not None and live[0] == session and self._unreachable.get(node, frozenset()) != unreachable:
+            self._unreachable[node] = unreachable
+            self._changed()
+
+    def depose(self, term: int) -> None:
+        """The controller of this term is so no more."""
+        if self._controller is not None and self._controller[1] == term:
+            self._controller = None
+            self._changed()
 
     def campaign(self, node: str, session: int, depose: int = 0) -> bool:
         """Becomes the controller, if there is none or the one of the term `depose`."""

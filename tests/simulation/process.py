@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TICK_US = 100_000
 RENEW_US = 2_000_000
+SILENCE_US = 2_500_000
 
 
 class Died(Exception):  # noqa: N818
@@ -52,6 +53,9 @@ class Process:
         self._pumping: set[str] = set()
         self._syncing_since: int | None = None
         self._starting = False
+        self._answered: dict[str, int] = {}  # when another node last answered
+        self._looked_us = self.now
+        self._reporting = False
         disk.on_dirty = self._dirty
         self.post(0, self._register)
         self.post(int(self.rng.random() * TICK_US), self._tick)
@@ -188,18 +192,27 @@ class Process:
     def _look_after_control(self, view: View) -> None:
         mine = view.controller is not None and view.controller[0] == self.node
         if mine and view.controller is not None:
+            if not view.may_control(self.node):
+                self.controller = None
+                depose = partial(self.world.etcd.depose, view.controller[1])
+                self.world.etcd.call(self, depose, lambda _, view: None)
+                return
             if self.controller is None or self.controller.term != view.controller[1]:
                 self.controller = Controller(self, view.controller[1])
             return
         self.controller = None
         if view.controller is None and self.session:
             self.post(int(self.rng.random() * 100_000), self._campaign, 0)
-        elif view.controller is not None and view.controller[0] in self.refusing:
+        elif view.controller is not None and (
+            view.controller[0] in self.refusing or not view.may_control(view.controller[0])
+        ):
             self._campaign(view.controller[1])
 
     def _campaign(self, depose: int) -> None:
         view = self.view
         if view is None or not self.session or (view.controller is not None and view.controller[1] != depose):
+            return
+        if not view.may_control(self.node):
             return
         etcd = self.world.etcd
         etcd.call(self, partial(etcd.campaign, self.node, self.session, depose), lambda won, view: None)
@@ -231,6 +244,29 @@ class Process:
             hosted.deliver()
         if self.controller is not None:
             self.controller.tick()
+        self._look_after_links()
+
+    def _look_after_links(self) -> None:
+        """Tells the store who has not answered for too long; who was frozen itself gives everybody time to."""
+        now, world, view = self.now, self.world, self.view
+        slept, self._looked_us = now - self._looked_us - TICK_US, now
+        for node in world.nodes:
+            other = world.process(node)
+            answers = other is not None and not other.frozen and world.net.reaches(self.node, node)
+            self._answered[node] = now if answers else self._answered.get(node, now) + max(0, slept)
+        if view is None or not self.session or self._reporting or self.node not in view.sessions:
+            return
+        late = (node for node, at in self._answered.items() if at + SILENCE_US <= now and node in view.sessions)
+        unreachable = frozenset(late) - {self.node}
+        if unreachable != view.unreachable.get(self.node, frozenset()):
+            self._reporting = True
+            report = partial(world.etcd.report, self.node, self.session, unreachable)
+            world.etcd.call(self, report, self._reported)
+
+    def _reported(self, _: Any, view: View | None) -> None:
+        self._reporting = False
+        if view is not None:
+            self.on_view(view)
 
     def _dirty(self) -> None:
         if self._syncing_since is None:

@@ -33,6 +33,29 @@ def test_a_seed_is_the_same_world_each_time(style: str) -> None:
     assert one.trace == other.trace
 
 
+@pytest.mark.parametrize("how", ["in", "out", "both"])
+def test_publishing_goes_on_where_a_leader_is_cut_off_from_all_but_the_store(how: str) -> None:
+    """Each node in turn, so that it is also the controller's."""
+    faults = [Fault((4 + 12 * turn) * SECOND, "isolate", (f"n{turn}", how, 11 * SECOND)) for turn in range(3)]
+    plan = make_plan(1)._replace(
+        nodes=3, copies=3, min_isr=2, shards=3, faults=tuple(faults), heal_us=41 * SECOND, think_us=SECOND
+    )
+    world = World(plan)
+    taken: list[set[int]] = []
+    commits: dict[int, int] = {}
+
+    def look() -> None:
+        now = {shard: truth.end for shard, truth in enumerate(world.oracle.shards)}
+        taken.append({shard for shard, position in now.items() if position > commits.get(shard, 0)})
+        commits.update(now)
+
+    for turn in range(3):
+        world.kernel.at((4 + 12 * turn + 6) * SECOND, look)
+        world.kernel.at((4 + 12 * turn + 11) * SECOND, look)
+    assert world.run().failure == ""
+    assert taken[1::2] == [{0, 1, 2}] * 3, "while the links are cut"
+
+
 def test_publishing_goes_on_without_the_store() -> None:
     faults = [Fault(3 * SECOND, "etcd_down", (20 * SECOND,))]
     faults += [Fault(8 * SECOND, "reset", (one, other, 10_000)) for one, other in (("n0", "n1"), ("n1", "n2"))]

@@ -143,6 +143,10 @@ class Cluster:
         well = [r for r in view.shards if r.leader and view.leader_alive(r) and r.leader.node not in self.refused]
         return len(well) == SHARDS
 
+    async def cut(self, name: str, *others: str) -> None:
+        """The node says that it does not reach the others; it still answers whoever asks."""
+        await self.nodes[name].coordination.report_unreachable(frozenset(others))
+
     def controllers(self) -> list[str]:
         return [name for name, node in self.nodes.items() if node.loop.term and name not in self.refused]
 
@@ -220,6 +224,44 @@ async def test_resigning_lets_another_begin_at_once(cluster: Cluster) -> None:
     await cluster.stop(old)
     await cluster.nodes[old].loop.resign()
     await until(lambda: cluster.controllers() not in ([], [old]))
+
+
+@pytest.mark.parametrize("told_by", ["itself", "others"])
+async def test_a_controller_that_is_cut_off_from_most_others_is_so_no_more(cluster: Cluster, told_by: str) -> None:
+    await cluster.join("a", "b", "c")
+    await until(cluster.led)
+    (old,) = cluster.controllers()
+    others = [name for name in cluster.nodes if name != old]
+    if told_by == "itself":
+        await cluster.cut(old, *others)
+    else:
+        for name in others:
+            await cluster.cut(name, old)
+    await until(lambda: cluster.controllers() not in ([], [old]))
+    (new,) = cluster.controllers()
+    term = cluster.nodes[new].loop.term
+    await until(lambda: old not in {r.leader.node for r in cluster.view().shards if r.leader})
+    assert old not in {node for node, request in cluster.asked if request.term == term}
+    for name in cluster.nodes:
+        await cluster.cut(name)
+    await asyncio.sleep(0.3)
+    assert (cluster.controllers(), cluster.nodes[new].loop.term) == ([new], term)
+    await until(lambda: {len(record.in_sync) for record in cluster.view().shards} == {3})
+
+
+async def test_where_everybody_is_cut_off_the_controller_stays(cluster: Cluster) -> None:
+    await cluster.join("a", "b", "c")
+    await until(cluster.led)
+    (controller,) = cluster.controllers()
+    term = cluster.nodes[controller].loop.term
+    others = [name for name in cluster.nodes if name != controller]
+    for name in (*others, controller):
+        await cluster.cut(name, *(other for other in cluster.nodes if other != name))
+    await asyncio.sleep(0.5)
+    records = cluster.view().shards
+    await asyncio.sleep(1.0)
+    assert cluster.view().shards == records, "nothing flaps"
+    assert (cluster.controllers(), cluster.nodes[controller].loop.term) == ([controller], term)
 
 
 async def test_answers_that_are_lost_do_no_harm(cluster: Cluster) -> None:

@@ -39,7 +39,9 @@ class Walk:
         name = r.choice(sorted(world.members))
         member = world.members[name]
         chance = r.random()
-        if chance < 0.25:
+        if r.random() < 0.3:
+            self.links(name)
+        elif chance < 0.25:
             world.start(name)
         elif chance < 0.45:
             world.kill(name)
@@ -58,6 +60,17 @@ class Walk:
             self.join()
         elif not member.session and len(world.members) > world.replication_factor and self.is_empty(name):
             world.remove(name)
+
+    def links(self, name: str) -> None:
+        """Links break and heal; what is said of them is late, one-sided, or of links that work."""
+        world, r = self.world, self.r
+        others = [other for other in sorted(world.members) if other != name and r.random() < 0.6]
+        if r.random() < 0.4:
+            world.join_links()
+        elif r.random() < 0.5:
+            world.cut(name, *others, told=r.random() < 0.7)
+        else:
+            world.tell(name, *others)
 
     def is_empty(self, name: str) -> bool:
         return not any(record.replica_on(name) for record in self.world.records.values())
@@ -94,6 +107,7 @@ class Walk:
             assert record.unclean_count == 0
 
     def heal(self) -> None:
+        self.world.join_links()
         for name, member in self.world.members.items():
             if not member.session or member.refuses:
                 self.world.start(name)

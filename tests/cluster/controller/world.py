@@ -25,13 +25,14 @@ class Member:
     desired: Desired = Desired.ACTIVE
     lost: frozenset[int] = frozenset()
     refuses: bool = False
+    unreachable: frozenset[str] = frozenset()
 
     @property
     def ref(self) -> NodeRef:
-        lost = self.lost if self.session else frozenset()
-        return NodeRef(
-            self.name, f"{self.name}:1", self.zone, f"{self.name}:2", self.session, self.desired, self.directory, lost
+        ref = NodeRef(
+            self.name, f"{self.name}:1", self.zone, f"{self.name}:2", self.session, self.desired, self.directory
         )
+        return replace(ref, lost_shards=self.lost, unreachable=self.unreachable) if self.session else ref
 
 
 @dataclass
@@ -56,6 +57,7 @@ class World:
     def __post_init__(self) -> None:
         self.revision = 10
         self.members: dict[str, Member] = {}
+        self.broken: set[frozenset[str]] = set()  # links that carry nothing
         self.records: dict[int, ShardRecord] = {}
         self.logs: dict[str, Log] = {}
         self.committed = [0] * self.shard_count
@@ -79,7 +81,7 @@ class World:
     def start(self, name: str) -> None:
         self.revision += 1
         member = self.members[name]
-        member.session, member.refuses = self.revision, False
+        member.session, member.refuses, member.unreachable = self.revision, False, frozenset()
 
     def kill(self, *names: str) -> None:
         for name in names:
@@ -90,6 +92,26 @@ class World:
     def refuse(self, name: str) -> None:
         """Its process has died, its lease has not ended yet."""
         self.members[name].refuses = True
+
+    def cut(self, name: str, *others: str, told: bool = True) -> None:
+        """Nothing goes between the node and the others any more; it says so at once, unless that is to come."""
+        self.broken.update(frozenset((name, other)) for other in others)
+        if told:
+            self.tell(name, *others)
+
+    def tell(self, name: str, *others: str) -> None:
+        """The node says that it cannot reach these, and only these."""
+        self.revision += 1
+        self.members[name].unreachable = frozenset(others)
+
+    def join_links(self) -> None:
+        """All links work, and nobody says otherwise."""
+        self.broken.clear()
+        for name in self.members:
+            self.tell(name)
+
+    def linked(self, one: str, other: str) -> bool:
+        return frozenset((one, other)) not in self.broken
 
     def want(self, name: str, desired: Desired) -> None:
         self.revision += 1
@@ -238,7 +260,10 @@ class World:
                 self.revision += 1
 
     def _intact(self, record: ShardRecord, replica: Replica) -> bool:
-        return self.up(replica.node) and replica.replica_id in self.logs
+        """Whether the leader has to do with a copy."""
+        assert record.leader is not None
+        near = self.linked(record.leader.node, replica.node)
+        return near and self.up(replica.node) and replica.replica_id in self.logs
 
     def _append(self, record: ShardRecord) -> None:
         assert record.leader is not None

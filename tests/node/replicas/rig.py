@@ -21,6 +21,7 @@ from ringpost.node.shard.shard import Publish, Shard, Stored
 from ringpost.node.storage import Opener, Storage
 from ringpost.v1.common_pb2 import Durability
 from ringpost.v1.publish_pb2 import Batch, Message
+from tests.node.replicas.relay import Relay
 
 SHARDS = 4
 
@@ -34,6 +35,7 @@ class Node:
         self._store = store
         self._settings = {"shard_count": SHARDS, "segment_bytes": 8 << 20, "lease_ttl_s": 2, **settings}
         self._port = 0
+        self.relay = Relay()  # between this node and the others, where these call it
         self.running = False
 
     async def start(self) -> Self:
@@ -64,7 +66,8 @@ class Node:
         self.server.add_generic_rpc_handlers((self.member.handlers(),))
         self._port = self.server.add_insecure_port(f"127.0.0.1:{self._port}")
         await self.server.start()
-        await self.member.join(NodeRef(self.name, "127.0.0.1:1", peer_address=f"127.0.0.1:{self._port}"))
+        await self.relay.start(self._port)
+        await self.member.join(NodeRef(self.name, "127.0.0.1:1", peer_address=f"127.0.0.1:{self.relay.port}"))
         self.running = True
         return self
 
@@ -73,6 +76,7 @@ class Node:
         if not self.running:
             return
         self.running = False
+        await self.relay.stop()
         await self.server.stop(0.1)
         await self.member.leave()
         await asyncio.to_thread(self.storage.close)

@@ -128,6 +128,9 @@ class StubCoordination(Coordination):
     async def report_lost(self, shards: frozenset[int]) -> None:
         """Nobody asks."""
 
+    async def report_unreachable(self, nodes: frozenset[str]) -> None:
+        """Nobody asks."""
+
     async def set_desired(self, node: str, desired: Desired) -> None:
         """Nobody asks."""
 

@@ -171,12 +171,19 @@ class LiveRecord(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
     LOST_SHARDS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     boot: _builtins.int
     version: _builtins.str
     directory: _builtins.str
     @_builtins.property
     def lost_shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shards whose replica here is damaged and must be made anew."""
+
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members that live and that this node could not reach for some seconds. A link is bad when either end says so. Says
+        nothing of members that have gone meanwhile.
+        """
 
     def __init__(
         self,
@@ -185,10 +192,11 @@ class LiveRecord(_message.Message):
         version: _builtins.str = ...,
         directory: _builtins.str = ...,
         lost_shards: _abc.Iterable[_builtins.int] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "directory", b"directory", "lost_shards", b"lost_shards", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "directory", b"directory", "lost_shards", b"lost_shards", "unreachable", b"unreachable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

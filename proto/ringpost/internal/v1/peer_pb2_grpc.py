@@ -45,6 +45,11 @@ class PeerServiceStub:
                 request_serializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.FenceReplicasRequest.SerializeToString,
                 response_deserializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.FenceReplicasResponse.FromString,
                 _registered_method=True)
+        self.Ping = channel.unary_unary(
+                '/ringpost.internal.v1.PeerService/Ping',
+                request_serializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.PingRequest.SerializeToString,
+                response_deserializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.PingResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -67,6 +72,14 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ping(self, request, context):
+        """Asked about every second by every node: its answer shows that the link works both ways and that the process runs.
+        FAILED_PRECONDITION when another node was meant. Whoever does not know the method can be reached, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.FenceReplicas,
                     request_deserializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.FenceReplicasRequest.FromString,
                     response_serializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.FenceReplicasResponse.SerializeToString,
+            ),
+            'Ping': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ping,
+                    request_deserializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.PingRequest.FromString,
+                    response_serializer=ringpost_dot_internal_dot_v1_dot_peer__pb2.PingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +154,33 @@ class PeerService:
             '/ringpost.internal.v1.PeerService/FenceReplicas',
             ringpost_dot_internal_dot_v1_dot_peer__pb2.FenceReplicasRequest.SerializeToString,
             ringpost_dot_internal_dot_v1_dot_peer__pb2.FenceReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ping(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.internal.v1.PeerService/Ping',
+            ringpost_dot_internal_dot_v1_dot_peer__pb2.PingRequest.SerializeToString,
+            ringpost_dot_internal_dot_v1_dot_peer__pb2.PingResponse.FromString,
             options,
             channel_credentials,
             insecure,

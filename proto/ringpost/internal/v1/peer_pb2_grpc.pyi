@@ -40,6 +40,10 @@ class PeerServiceStub:
     """
     FenceReplicas: _grpc.UnaryUnaryMultiCallable[_peer_pb2.FenceReplicasRequest, _peer_pb2.FenceReplicasResponse]
     """Asked by the controller before an election: fences the replicas at a new epoch and tells what they have."""
+    Ping: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PingRequest, _peer_pb2.PingResponse]
+    """Asked about every second by every node: its answer shows that the link works both ways and that the process runs.
+    FAILED_PRECONDITION when another node was meant. Whoever does not know the method can be reached, too.
+    """
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -53,6 +57,10 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """
     FenceReplicas: _aio.UnaryUnaryMultiCallable[_peer_pb2.FenceReplicasRequest, _peer_pb2.FenceReplicasResponse]  # type: ignore[assignment]
     """Asked by the controller before an election: fences the replicas at a new epoch and tells what they have."""
+    Ping: _aio.UnaryUnaryMultiCallable[_peer_pb2.PingRequest, _peer_pb2.PingResponse]  # type: ignore[assignment]
+    """Asked about every second by every node: its answer shows that the link works both ways and that the process runs.
+    FAILED_PRECONDITION when another node was meant. Whoever does not know the method can be reached, too.
+    """
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Replication and elections. Beside it the peer port serves ringpost.v1 for forwarded requests."""
@@ -75,5 +83,15 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.FenceReplicasResponse, _abc.Awaitable[_peer_pb2.FenceReplicasResponse]]:
         """Asked by the controller before an election: fences the replicas at a new epoch and tells what they have."""
+
+    @_abc_1.abstractmethod
+    def Ping(
+        self,
+        request: _peer_pb2.PingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.PingResponse, _abc.Awaitable[_peer_pb2.PingResponse]]:
+        """Asked about every second by every node: its answer shows that the link works both ways and that the process runs.
+        FAILED_PRECONDITION when another node was meant. Whoever does not know the method can be reached, too.
+        """
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
