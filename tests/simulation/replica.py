@@ -121,8 +121,8 @@ class Hosted:
     def on_part(self, node: str, message: SnapshotPart) -> None:
         """Of a snapshot. It is installed at once, and durable some time later."""
         if not self.core.on_snapshot(node, message.epoch, message.fetch_id):
-            self._partial = None
-        elif message.number == 0:
+            return  # late, or twice: it says nothing about the one that is under way
+        if message.number == 0:
             self._partial = message.begin
         elif self._partial is not None:
             partial_, self._partial = self._partial, None
