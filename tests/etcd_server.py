@@ -87,6 +87,12 @@ class EtcdMember:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """For its CPU."""
+        assert self._process is not None
+        return self._process.pid
+
 
 class EtcdServer:
     """An etcd cluster of `size` members.

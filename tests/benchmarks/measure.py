@@ -2,9 +2,11 @@
 
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,3 +56,10 @@ def payload(size: int) -> bytes:
 
 def report(figures: dict[str, Any]) -> None:
     print(json.dumps({name: round(v, 3) if isinstance(v, float) else v for name, v in figures.items()}))
+
+
+def machine() -> str:
+    """Where and with what a figure was measured, in one line."""
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    versions = f"Python {platform.python_version()}, Ringpost {version('ringpost')}, grpcio {version('grpcio')}"
+    return f"{os.cpu_count()} cores, {system}, {versions}"
