@@ -6,6 +6,7 @@ import pytest
 
 from ringpost.v1.cluster_pb2 import Desired
 from tests.system.conftest import Loaded
+from tests.system.load import Load
 from tests.system.local import LocalCluster
 
 pytestmark = pytest.mark.system
@@ -29,8 +30,9 @@ async def test_a_rolling_restart(cluster: LocalCluster, loaded: Loaded) -> None:
 
 
 async def test_a_fourth_node_joins_and_leaves(own_cluster: LocalCluster, loaded: Loaded) -> None:
-    cluster = own_cluster
+    cluster, loop = own_cluster, asyncio.get_running_loop()
     async with loaded(cluster) as load:
+        begin = loop.time()
         before = await copies(cluster)
         newcomer = await asyncio.to_thread(cluster.add)
 
@@ -44,8 +46,11 @@ async def test_a_fourth_node_joins_and_leaves(own_cluster: LocalCluster, loaded:
         between = await copies(cluster)
         moved = sum(len(between[shard] - before[shard]) for shard in before)
         ideal = sum(map(len, before.values())) / 4
+        print(f"\njoin: {moved} copies moved, {ideal:g} would do; {_told(load, begin)}")
         assert moved <= FAIR_MOVES * ideal, f"{moved} copies moved, {ideal:g} would do"
 
+        begin = loop.time()
+        held = sum("n2" in nodes for nodes in between.values())
         await cluster.set_desired("n2", Desired.DESIRED_DRAIN)
 
         async def holds_nothing() -> bool:
@@ -54,12 +59,21 @@ async def test_a_fourth_node_joins_and_leaves(own_cluster: LocalCluster, loaded:
 
         await cluster.until(holds_nothing, "n2 to hold nothing", 90)
         await cluster.whole()
+        after = await copies(cluster)
+        moved = sum(len(after[shard] - between[shard]) for shard in between)
+        print(f"leave: {moved} copies moved, {held} must be; {_told(load, begin)}")
+        assert moved <= FAIR_MOVES * held, f"{moved} copies moved, {held} would do"
         assert await asyncio.to_thread(cluster.stop, "n2") == 0
         await cluster.until(lambda: _not_alive(cluster, "n2"), "n2 to be gone", 15)
         await cluster.remove("n2")
         cluster.forget("n2")
         assert "n2" not in await cluster.members()
         await load.progress()
+
+
+def _told(load: Load, begin: float) -> str:
+    now = asyncio.get_running_loop().time()
+    return f"{now - begin:.0f} s, longest pause of a channel {load.longest_pause(begin, now).seconds:.2f} s"
 
 
 async def _not_alive(cluster: LocalCluster, name: str) -> bool:
