@@ -117,7 +117,7 @@ MUTATIONS = (
         "a follower acknowledges what is not fsynced",
         2,
         "",
-        (Cut(Following, "durable", "end=self._log.durable", "end=self._log.end"),),
+        (Cut(Following, "_acknowledge", "end=self._log.durable", "end=self._log.end"),),
     ),
     Mutation(
         "a leader commits what it has not fsynced",
@@ -157,7 +157,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a leader answers older fetches",
-        39,
+        60,
         "snapshots",
         (Cut(Leading, "fetch", "message.fetch_id <= progress.fetch_id", "False"),),
     ),
@@ -176,7 +176,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a refusal counts before the record was read again",
-        83,
+        170,
         "joins",
         (Cut(Leading, "proposed", "self._conflict_token = token", "self.pending = None"),),
     ),
@@ -254,7 +254,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a log that differs is cut at the leader's end of the epoch",
-        45,
+        150,
         "snapshots",
         (
             Cut(
