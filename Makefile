@@ -39,7 +39,7 @@ test: $(DEV) ## Run the tests (below ten minutes)
 long: $(DEV) ## Run the tests that `make test` leaves out: crashes, memory, many channels, other languages
 	@$(PYTEST) -m long
 
-system: $(DEV) ## Run all faults on a cluster of processes with etcd (about five minutes)
+system: $(DEV) ## Run all faults on a cluster of processes with etcd (about nine minutes)
 	@$(PYTEST) tests/system
 
 quick: $(DEV) ## Run the tests that take seconds
