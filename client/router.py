@@ -43,6 +43,7 @@ class Router:
         self._suspects: set[str] = set()
         self._asked: dict[str, float] = {}
         self._wanted = False
+        self._turn = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -103,12 +104,15 @@ class Router:
             self.on_change()
 
     def suspect(self, address: str) -> None:
-        """The address owes answers for long: asks it, and cuts every stream to it when it says nothing."""
+        """The address owes answers for long: asks it, and cuts every stream to it when it says nothing.
+
+        One that says that it lives may be cut off from the others, so another is asked who owns what.
+        """
         now = monotonic()
         if self.routes.several and now - self._asked.get(address, 0.0) >= _SUSPECT_S:
             self._asked[address] = now
             self._suspects.add(address)
-            self._tend_soon()
+            self.refresh()
 
     def watch(self, stream: object, address: str, cut: Callable[[], None]) -> None:
         """`cut` is called when the address turns out to be dead, until `unwatch`."""
@@ -160,7 +164,9 @@ class Router:
         questions = [self._probe(address) for address in doubtful]
         sound = [address for address in self.routes.up if address not in doubtful]
         if wanted and self._direct and sound:
-            questions.append(self._ask_routes(sound[self.routes.version % len(sound)], tuple(self._names), PROBE_S))
+            # One after the other: what a node that is cut off from the others says stays old.
+            self._turn += 1
+            questions.append(self._ask_routes(sound[self._turn % len(sound)], tuple(self._names), PROBE_S))
         await asyncio.gather(*questions)
         if self.routes.version != before:
             self.on_change()

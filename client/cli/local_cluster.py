@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ringpost.client.cli import etcd, local
@@ -20,12 +20,22 @@ from ringpost.client.cli.local import LocalNodeError
 
 START_SECONDS = 60.0
 PORT_STEP = 10
-_LOOPBACK = "127.0.0.1"
+ETCD = "etcd"
+# Where a node or etcd is to be: the host that it listens on, and the beginning of the command that starts it there.
+Place = Callable[[str], tuple[str, list[str]]]
+
+
+def on_loopback(_: str) -> tuple[str, list[str]]:
+    """The usual place: this machine only."""
+    return etcd.LOOPBACK, []
 
 
 @dataclass(frozen=True)
 class ClusterNode:
-    """One node. Addresses are host:port; `pid` and `started` are those of its last start."""
+    """One node. Addresses are host:port; `pid` and `started` are those of its last start.
+
+    `before` is the beginning of the command that starts it, such as one that enters a network namespace.
+    """
 
     node: str
     pid: int
@@ -36,6 +46,7 @@ class ClusterNode:
     zone: str
     data_dir: str
     log: str
+    before: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class Wanted:
     port: int
     zones: Sequence[str] = ()
     replication_factor: int = 0
+    place: Place = on_loopback
 
 
 def remembered(folder: Path) -> LocalCluster | None:
@@ -87,7 +99,7 @@ def start(folder: Path, wanted: Wanted, program: str) -> LocalCluster:
     """Starts etcd (`program`) and all nodes at once; returns when each serves. Raises `LocalNodeError`."""
     folder.mkdir(parents=True, exist_ok=True)
     before = remembered(folder)
-    store = etcd.start(program, folder, None if before is None else before.etcd)
+    store = etcd.start(program, folder, None if before is None else before.etcd, *wanted.place(ETCD))
     drafts = [_draft(folder, wanted, number) for number in range(1, wanted.nodes + 1)]
     cluster = LocalCluster((), store, wanted.replication_factor)
     _remember(folder, cluster)
@@ -137,24 +149,28 @@ def _draft(folder: Path, wanted: Wanted, number: int) -> ClusterNode:
     """The node as it is to be, not yet started."""
     ports = [wanted.port + PORT_STEP * (number - 1) + n if wanted.port else 0 for n in range(3)]
     name = f"node-{number}"
+    host, before = wanted.place(name)
     return ClusterNode(
         node=name,
         pid=0,
         started=0.0,
-        address=f"{_LOOPBACK}:{ports[0]}",
-        peer_address=f"{_LOOPBACK}:{ports[1]}",
-        http_address=f"{_LOOPBACK}:{ports[2]}",
+        address=f"{host}:{ports[0]}",
+        peer_address=f"{host}:{ports[1]}",
+        http_address=f"{host}:{ports[2]}",
         zone=wanted.zones[(number - 1) % len(wanted.zones)] if wanted.zones else "",
         data_dir=str(folder / "data" / name),
         log=str(folder / "data" / f"{name}.log"),
+        before=before,
     )
 
 
 def _command(node: ClusterNode, cluster: LocalCluster) -> list[str]:
     assert cluster.etcd is not None
-    command = [sys.executable, "-m", "ringpost.node", "--node", node.node, "--data-dir", node.data_dir]
+    command = [*node.before, sys.executable, "-m", "ringpost.node", "--node", node.node, "--data-dir", node.data_dir]
     command += ["--listen", node.address, "--peer-listen", node.peer_address, "--http-listen", node.http_address]
     command += ["--coordination", "etcd", "--etcd-endpoints", cluster.etcd.address]
+    if not node.address.startswith(f"{etcd.LOOPBACK}:"):
+        command += ["--insecure"]
     if node.zone:
         command += ["--zone", node.zone]
     if cluster.replication_factor:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ringpost.client.cli import etcd, local_cluster
 from ringpost.client.cli.local import LocalNodeError
-from ringpost.client.cli.local_cluster import Wanted
+from ringpost.client.cli.local_cluster import Place, Wanted, on_loopback
 
 
 @contextlib.contextmanager
-def private_cluster(nodes: int, *, in_process: bool = False) -> Iterator[Path]:
-    """Gives the home of a running cluster on free ports. Raises `LocalNodeError`.
+def private_cluster(nodes: int, *, in_process: bool = False, place: Place = on_loopback) -> Iterator[Path]:
+    """Gives the home of a running cluster on free ports. `place` is for processes. Raises `LocalNodeError`.
 
     What a node or etcd logged is gone with it, unless the start fails: then the home stays, and the error names it.
     """
@@ -22,14 +22,14 @@ def private_cluster(nodes: int, *, in_process: bool = False) -> Iterator[Path]:
     # SIGTERM ends the command as Ctrl-C does: nothing may be left running.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield from _cluster(folder, nodes, in_process=in_process)
+        yield from _cluster(folder, Wanted(nodes, 0, place=place), in_process=in_process)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _cluster(folder: Path, nodes: int, *, in_process: bool) -> Iterator[Path]:
+def _cluster(folder: Path, wanted: Wanted, *, in_process: bool) -> Iterator[Path]:
     try:
-        _start(folder, Wanted(nodes, 0), in_process=in_process)
+        _start(folder, wanted, in_process=in_process)
     except LocalNodeError:
         raise
     except BaseException:  # interrupted

@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
-from ringpost.client.cli import local, local_cluster
+from ringpost.client.cli import local, local_cluster, netns
 from ringpost.client.cli.cluster_up import await_ready
 from ringpost.client.cli.command import addr_option, async_command, output_option
 from ringpost.client.cli.faults import Faults
 from ringpost.client.cli.ledger import HEAD_BYTES, Report
+from ringpost.client.cli.local import LocalNodeError
+from ringpost.client.cli.netns import Network, NetworkError
 from ringpost.client.cli.output import Output, note, progress
 from ringpost.client.cli.params import DURABILITY, duration, size
 from ringpost.client.cli.private import private_cluster
@@ -33,35 +35,68 @@ from ringpost.client.cli.verify_run import HEAL_SECONDS, Plan, Run
 @click.option("--kill", is_flag=True, help="SIGKILL and restart local nodes while running.")
 @click.option("--kills", type=click.IntRange(1, 1000), help="So many faults (implies --kill; one node: default 3).")
 @click.option("--pause", is_flag=True, help="Freeze nodes of a local cluster for 1 to 8 seconds while running.")
+@click.option(
+    "--partition", is_flag=True, help="Cut links of nodes for 1 to 12 seconds while running; with --nodes, as root."
+)
 @output_option
 @addr_option
 @async_command
-async def verify(output: Output, nodes: int | None, addr: str, **options: Any) -> None:
+async def verify(output: Output, nodes: int | None, addr: str, partition: bool, **options: Any) -> None:
     """Publish numbered messages, read them back, and report any that is lost, doubled or out of order.
 
     Several producers write to channels made for this; a replaying subscriber and durable groups read them. Faults
-    strike the node or the cluster of `ringpost up`, one at a time, each healed before the next. Exit code 0: every
-    promise was kept. 1: one was broken.
+    strike the node or the cluster of `ringpost up`, or the one of --nodes, one at a time, each healed before the next.
+    --partition puts each node of --nodes, and etcd, into a network namespace. Exit code 0: every promise was kept. 1:
+    one was broken.
     """
+    _check(nodes, partition, options["seconds"], options["size"])
     with contextlib.ExitStack() as stack:
         folder = local.home()
+        network = _network(stack) if partition else None
         if nodes is not None:
-            folder = stack.enter_context(private_cluster(nodes))
+            place = local_cluster.on_loopback if network is None else network.place
+            folder = stack.enter_context(private_cluster(nodes, place=place))
             cluster = local_cluster.of_processes(folder)
             addr = ",".join(cluster.addresses)
             await await_ready(cluster.addresses)
-        await _verify(output, folder, addr=addr, **options)
+        await _verify(output, folder, network, addr=addr, **options)
 
 
-async def _verify(
-    output: Output, folder: Path, *, kill: bool, kills: int | None, pause: bool, size: int, **options: Any
-) -> None:
-    if options["seconds"] == 0:
+def _check(nodes: int | None, partition: bool, seconds: float, size: int) -> None:
+    if seconds == 0:
         raise click.UsageError("--seconds: above 0.")
     if size < HEAD_BYTES:
         raise click.UsageError(f"--size: at least {HEAD_BYTES}B, to hold a message's number.")
-    kinds = [kind for kind, wanted in (("kill", kill or kills), ("pause", pause)) if wanted]
-    faults = _faults(folder, options["addr"], kinds) if kinds else None
+    if partition and nodes is None:
+        raise click.UsageError("--partition needs nodes in a network of their own: say how many with --nodes.")
+    if partition and (lacking := netns.missing()):
+        raise click.UsageError(f"--partition: {lacking}.")
+
+
+def _network(stack: contextlib.ExitStack) -> Network:
+    """A network for the nodes, removed with the stack."""
+    try:
+        network = Network()
+    except NetworkError as error:
+        raise LocalNodeError(str(error)) from None
+    stack.callback(network.remove)
+    return network
+
+
+async def _verify(
+    output: Output,
+    folder: Path,
+    network: Network | None,
+    *,
+    kill: bool,
+    kills: int | None,
+    pause: bool,
+    size: int,
+    **options: Any,
+) -> None:
+    wanted = (("kill", kill or kills), ("pause", pause), ("partition", network is not None))
+    kinds = [kind for kind, yes in wanted if yes]
+    faults = _faults(folder, options["addr"], kinds, network) if kinds else None
     if pause and faults is None:
         raise click.UsageError("--pause needs a local cluster of several nodes: `ringpost up --nodes 3`.")
     times = kills or (3 if kill and faults is None else 0)
@@ -88,14 +123,14 @@ def _so_far(run: Run, disturbed: bool) -> str:
     return f"node killed: {run.killed}" if disturbed else ""
 
 
-def _faults(folder: Path, addr: str, kinds: list[str]) -> Faults | None:
+def _faults(folder: Path, addr: str, kinds: list[str], network: Network | None) -> Faults | None:
     """The faults of the local cluster; None when there is none, so that there may be a single node to kill."""
     cluster = local_cluster.remembered(folder)
     if cluster is None or not cluster.running:
         return None
     if not {one.rpartition(":")[2] for one in addr.split(",")} <= {a.rpartition(":")[2] for a in cluster.addresses}:
         raise click.UsageError(f"The faults would strike the local cluster, but --addr is {addr}.")
-    faults = Faults(folder, kinds)
+    faults = Faults(folder, kinds, network=network)
     if dead := faults.dead():
         raise click.UsageError(f"{', '.join(dead)} must run before more is broken: `ringpost node start {dead[0]}`.")
     return faults

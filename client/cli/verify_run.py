@@ -12,6 +12,7 @@ from ringpost.client import errors
 from ringpost.client.api import Client, connect
 from ringpost.client.cli.faults import Fault, Faults
 from ringpost.client.cli.ledger import Ledger, decode, encode
+from ringpost.client.options import Options
 
 GROUP = "verify"
 # A cluster has so long after a fault until every copy is in sync again.
@@ -19,6 +20,7 @@ HEAL_SECONDS = 30.0
 _REST_S = (0.5, 2.0)
 _PATIENCE_S = 30.0
 _POLL_S = 0.1
+_ASK_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Run:
             for group in self.groups:
                 readers += [asyncio.create_task(self._share(mq, channel, group)) for channel in self.channels]
             try:
-                await self._produce_and_disturb(mq)
+                await self._produce_and_disturb()
                 await self._await_readers(mq, readers)
             finally:
                 for reader in readers:
@@ -91,26 +93,36 @@ class Run:
             except errors.RingpostError as error:
                 self.left.append(f"{channel}: {error.message}")
 
-    async def _produce_and_disturb(self, mq: Client) -> None:
+    async def _produce_and_disturb(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for producer in range(self.plan.producers):
                 tasks.create_task(self._produce(producer))
             if self.faults is not None:
-                tasks.create_task(self._disturb(mq, self.faults))
+                tasks.create_task(self._disturb(self.faults))
             elif self.plan.kills:
                 tasks.create_task(self._kill())
 
     async def _produce(self, producer: int) -> None:
-        """Bursts at the planned rate, to one channel after the other, over a connection of its own."""
+        """Bursts at the planned rate, to one channel after the other, over a connection of its own.
+
+        A channel that has not answered the last burst is passed over, so that one that stands still holds up no other.
+        """
         plan = self.plan
         begin = time.monotonic()
         turn = 0
-        async with connect(plan.addr) as mq:
+        bursts: dict[str, asyncio.Task[None]] = {}
+        async with connect(plan.addr) as mq, asyncio.TaskGroup() as tasks:
             while (now := time.monotonic()) < begin + plan.seconds:
-                await self._burst(mq, self.channels[turn % len(self.channels)], producer)
                 turn += 1
-                self.tick(self)
+                free = [channel for channel in self._from(turn) if channel not in bursts or bursts[channel].done()]
+                if free:
+                    bursts[free[0]] = tasks.create_task(self._burst(mq, free[0], producer))
+                    self.tick(self)
                 await asyncio.sleep(max(0.0, now + plan.burst / plan.rate - time.monotonic()))
+
+    def _from(self, turn: int) -> list[str]:
+        first = turn % len(self.channels)
+        return self.channels[first:] + self.channels[:first]
 
     async def _burst(self, mq: Client, channel: str, producer: int) -> None:
         numbers = [self.ledger.try_next(channel, producer) for _ in range(self.plan.burst)]
@@ -141,29 +153,37 @@ class Run:
             self.killed += 1
             self.tick(self)
 
-    async def _disturb(self, mq: Client, faults: Faults) -> None:
+    async def _disturb(self, faults: Faults) -> None:
         """One fault after the other, with a short rest after each healing, until the time is over."""
         end = time.monotonic() + self.plan.seconds
         await asyncio.sleep(min(self.plan.seconds / 4, random.uniform(*_REST_S)))
         while time.monotonic() < end and (not self.plan.kills or len(self.struck) < self.plan.kills):
             self.struck.append(await faults.strike())
             self.tick(self)
-            await self._await_whole(mq)
+            await self._await_whole()
             await asyncio.sleep(random.uniform(*_REST_S))
 
-    async def _await_whole(self, mq: Client) -> None:
+    async def _await_whole(self) -> None:
         """Until every shard has a leader and all its copies in sync, or HEAL_SECONDS are over."""
         begin = time.monotonic()
         while (waited := time.monotonic() - begin) < HEAL_SECONDS:
-            try:
-                status = await mq.cluster.status()
-            except (errors.Unavailable, errors.Timeout):
-                status = None
-            if status is not None and not status.offline_shards and not status.under_replicated_shards:
+            if await self._is_whole():
                 self.longest_healing = max(self.longest_healing, waited)
                 return
             await asyncio.sleep(_POLL_S)
         self.unhealed += 1
+
+    async def _is_whole(self) -> bool:
+        """Whether every node says so: one that was cut off may not know yet what happened meanwhile."""
+        try:
+            for address in self.plan.addr.split(","):
+                async with connect(address, options=Options(routing="any", connect_timeout=_ASK_S)) as mq:
+                    status = await mq.cluster.status()
+                    if status.offline_shards or status.under_replicated_shards:
+                        return False
+        except (errors.Unavailable, errors.Timeout):
+            return False
+        return True
 
     async def _replay(self, mq: Client, channel: str) -> None:
         """The ephemeral reader: everything, once."""

@@ -151,7 +151,7 @@ class FakeCluster(_Service, cluster_pb2_grpc.ClusterServiceServicer):
     async def GetRoutes(self, request, context):
         await self.broker.thawed.wait()
         if self.broker.ring is not None:
-            return self.broker.ring.routes(*request.channels)
+            return self.broker.ring.routes_of(self.broker, *request.channels)
         return cluster_pb2.GetRoutesResponse(cluster_id="fake", shard_count=256)
 
     async def GetNode(self, request, context):

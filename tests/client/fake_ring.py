@@ -25,6 +25,8 @@ class FakeRing:
         self.desired: dict[str, int] = {}
         self.offline: set[int] = set()
         self.moves: list[cluster_pb2.ShardMove] = []
+        # Nodes that are cut off from the others: what they say of routes is what it was then.
+        self._cut_off: dict[str, cluster_pb2.GetRoutesResponse] = {}
         self.route_calls = 0
         self.status_calls = 0
         self._view = 1
@@ -65,6 +67,11 @@ class FakeRing:
         self.owners[shard] = (to.node, self.owners[shard][1] + 1)
         self._view += 1
 
+    def cut_off(self, broker: FakeBroker) -> None:
+        """Clients reach it; it hears nothing new of the cluster, and nothing that it is sent gets an answer."""
+        self._cut_off[broker.node] = self.routes()
+        broker.answering.clear()
+
     async def kill(self, broker: FakeBroker) -> None:
         """Ends a node; the first of the others takes over what it owned, in the same moment."""
         self.dead.add(broker.node)
@@ -84,6 +91,9 @@ class FakeRing:
         return refused
 
     # -- what ClusterService says ---------------------------------------------------------------------------------
+
+    def routes_of(self, broker: FakeBroker, *channels: str) -> cluster_pb2.GetRoutesResponse:
+        return self._cut_off.get(broker.node) or self.routes(*channels)
 
     def routes(self, *channels: str) -> cluster_pb2.GetRoutesResponse:
         self.route_calls += 1

@@ -160,6 +160,22 @@ async def test_a_frozen_owner_is_left_once_there_is_another(ring: FakeRing, mq: 
     assert ring.channels[channel].payloads() == [str(n).encode() for n in range(51)]
 
 
+@pytest.mark.parametrize("node", ["n1", "n2", "n3"])
+async def test_an_owner_that_is_cut_off_from_the_others_is_left_once_there_is_another(
+    ring: FakeRing, mq: Client, node: str
+) -> None:
+    channel, old = ring.owned_by(node), ring.node(node)
+    await mq.publish(channel, "0")
+    ring.cut_off(old)
+    pending = [mq.publish_nowait(channel, str(n)) for n in range(1, 50)]
+    await asyncio.sleep(2)  # it was asked whether it lives, and does
+    ring.move(channel, ring.others(channel)[0])
+    for one in pending:
+        await asyncio.wait_for(one, 2 * SOON_S)
+    old.answering.set()
+    assert ring.channels[channel].payloads() == [str(n).encode() for n in range(50)]
+
+
 async def test_a_draining_node_gets_nothing_new(ring: FakeRing, mq: Client) -> None:
     channel = ring.owned_by("n2")
     await mq.publish(channel, "0")

@@ -2,13 +2,14 @@
 
 import asyncio
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ringpost.client import connect
-from ringpost.client.cli import etcd, local
+from ringpost.client.cli import etcd, local, netns
 from ringpost.client.cli.demo_stage import takes_etcd
 from ringpost.client.cli.local_cluster import remembered, restart
 
@@ -128,6 +129,26 @@ def test_verify_keeps_its_promises_through_kills_and_pauses(cli: Cli) -> None:
     )
     assert ran.code == 0, ran
     assert ran.json["faults"]
+
+
+def test_verify_keeps_its_promises_while_links_are_cut(tmp_path: Path) -> None:
+    _need_a_cluster()
+    if lacking := netns.missing():
+        pytest.skip(lacking)
+    cut = ("--partition", "--seconds", "20", "--rate", "200", "--groups", "2")
+    ran = run_cli("verify", "--nodes", "3", *cut, "-o", "json", addr="", home=tmp_path, seconds=120)
+    assert ran.code == 0, ran
+    assert ran.json["faults"]
+    assert all(fault["kind"] == "partition" and fault["links"] for fault in ran.json["faults"])
+    assert max(ran.json["channel_pauses"].values()) < 9, ran.json
+    spaces = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    assert "node-1" not in spaces, "its network is removed with it"
+
+
+def test_partition_needs_nodes_of_its_own(tmp_path: Path) -> None:
+    ran = run_cli("verify", "--partition", addr="", home=tmp_path)
+    assert ran.code == 2
+    assert "say how many with --nodes" in ran.err
 
 
 def test_down_stops_every_process_and_keeps_the_messages(tmp_path: Path) -> None:
