@@ -4,11 +4,11 @@ The node knows only this. The embedded implementation (`embedded`) is one node t
 works on a coordination store (`kv`): etcd, or a store in this process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
-from ringpost.cluster.view import Desired, NodeRef, ShardRecord, View
+from ringpost.cluster.view import Desired, NodeRef, ShardRecord, Tombstone, View
 
 
 class CoordinationError(Exception):
@@ -63,6 +63,9 @@ class Coordination(Protocol):
 
     async def report_lost(self, shards: frozenset[int]) -> None:
         """Says which copies in this directory are damaged and must be made anew. Raises CoordinationError."""
+
+    async def remove_tombs(self, tombs: Sequence[Tombstone]) -> None:
+        """Says that these replicas are gone for good; a later view shows which are left. Raises CoordinationError."""
 
     async def report_unreachable(self, nodes: frozenset[str]) -> None:
         """Says which members that live this node cannot reach; `View.nodes` shows it. Raises CoordinationError."""

@@ -1,10 +1,10 @@
 """Coordination without a cluster: one node that owns every shard."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
-from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, View
+from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, Tombstone, View
 
 
 class EmbeddedCoordination(Coordination):
@@ -64,6 +64,9 @@ class EmbeddedCoordination(Coordination):
 
     async def report_lost(self, shards: frozenset[int]) -> None:
         raise CoordinationError("this node is alone: there is no other copy of what is damaged")
+
+    async def remove_tombs(self, tombs: Sequence[Tombstone]) -> None:
+        raise CoordinationError("this node is alone: no replica was ever moved away")
 
     async def report_unreachable(self, nodes: frozenset[str]) -> None:
         raise CoordinationError("this node is alone: there is nobody to be reached")

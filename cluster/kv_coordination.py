@@ -23,7 +23,8 @@ from ringpost.cluster.kv import (
 )
 from ringpost.cluster.records import Keys, RecordError, Records, encode_node, encode_shard, node_ref
 from ringpost.cluster.shared_read import SharedRead
-from ringpost.cluster.view import Desired, NodeRef, ShardRecord, View
+from ringpost.cluster.tombs import removals
+from ringpost.cluster.view import Desired, NodeRef, ShardRecord, Tombstone, View
 
 _LOG = logging.getLogger("ringpost.cluster")
 _RETRY_S = 0.3
@@ -354,6 +355,15 @@ class KvCoordination(Coordination):
     async def report_unreachable(self, nodes: frozenset[str]) -> None:
         self._join.unreachable = nodes
         await self._tell_live()
+
+    async def remove_tombs(self, tombs: Sequence[Tombstone]) -> None:
+        try:
+            for some in removals(self.keys, tombs):
+                if not (await self.kv.txn(*some)).succeeded:
+                    for one in zip(*some, strict=True):
+                        await self.kv.txn([one[0]], [one[1]])
+        except KvError as error:
+            raise CoordinationError(f"{self.name}: {error}") from error
 
     async def _tell_live(self) -> None:
         """Brings the live key to what this node says of itself."""

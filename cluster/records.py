@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from ringpost.cluster.kv import Change, Item, Picture
-from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, Role, ShardRecord, View
+from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, Role, ShardRecord, Tombstone, View
 from ringpost.internal.v1 import cluster_pb2
 
 FORMAT = 1
@@ -122,6 +122,18 @@ def decode_shard(shard: int, value: bytes, revision: int) -> ShardRecord:
         raise RecordError(f"shard {shard}: {error}") from error
 
 
+def encode_tomb(replica: Replica) -> bytes:
+    """The value of a replica's tombstone."""
+    return cluster_pb2.Tombstone(node=replica.node, directory=replica.directory).SerializeToString(deterministic=True)
+
+
+def decode_tomb(name: str, item: Item) -> Tombstone:
+    """`name` is the key without its prefix: `<shard>/<replica id>`. Raises RecordError, ValueError."""
+    shard, _, replica_id = name.partition("/")
+    tomb = parse(cluster_pb2.Tombstone, item.value, f"tombstone {name}")
+    return Tombstone(int(shard), replica_id, tomb.node, tomb.directory, item.mod_revision)
+
+
 def encode_node(member: NodeRef, boot: int) -> bytes:
     """The permanent value of a member's key."""
     return cluster_pb2.NodeRecord(
@@ -186,6 +198,7 @@ class Records:
         self.nodes: dict[str, Kept[cluster_pb2.NodeRecord]] = {}
         self.lives: dict[str, Kept[cluster_pb2.LiveRecord]] = {}
         self.shards: dict[int, ShardRecord] = {}
+        self.tombs: dict[str, Tombstone] = {}
         self.problems: dict[str, str] = {}
         self._mods: dict[str, int] = {}
         # What a view is made of, made again only when something in it has changed.
@@ -235,6 +248,7 @@ class Records:
             controller_term=controller.create_revision if controller else 0,
             replication_factor=meta.replication_factor or 1,
             min_isr=meta.min_isr or 1,
+            tombs=tuple(self.tombs.values()) if self.tombs else (),
         )
 
     def _make_refs(self) -> dict[str, NodeRef]:
@@ -282,6 +296,8 @@ class Records:
             case "live":
                 _set(self.lives, name, _keep(cluster_pb2.LiveRecord, item))
                 self._refs = None
+            case "tomb":
+                _set(self.tombs, name, decode_tomb(name, item) if item else None)
             case "meta":
                 self.meta = _keep(cluster_pb2.ClusterRecord, item)
                 self._in_order = None

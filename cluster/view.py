@@ -117,11 +117,25 @@ class ShardRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Tombstone:
+    """Permission to delete one replica, which no record names any more and none ever will again.
+
+    `directory` is the one that it was in, as far as was known. `revision` is that of its key.
+    """
+
+    shard: int
+    replica_id: str
+    node: str
+    directory: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """Everything a node or a client needs to route. Views of one cluster are ordered by `revision`.
 
     `nodes` has all members, alive or not. `controller` is the id of the controller, "" while there is none;
-    `controller_term` its number, greater with each.
+    `controller_term` its number, greater with each. `tombs` are the replicas that may be deleted.
     Invariants: `shards` has one record for each number from 0 to shard_count - 1, in order (none at all before the
     cluster's shards are made); a leader is a known node.
     """
@@ -135,6 +149,7 @@ class View:
     controller_term: int = 0
     replication_factor: int = 1
     min_isr: int = 1
+    tombs: tuple[Tombstone, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = [record.shard for record in self.shards]

@@ -59,6 +59,7 @@ class Member:
             node=node,
             directory=storage.identity.directory_id.hex(),
             serving_changed=serving_changed,
+            made_whole=self._made_whole,
         )
         self.peers = Peers(self.replicator, node=node, reach_changed=lambda *_: self.controller.wake())
         self.replicator.boxes = self.peers
@@ -83,13 +84,16 @@ class Member:
         return view
 
     async def _adopt(self, view: View) -> None:
-        """From now on the directory belongs to this cluster."""
+        """From now on the directory belongs to this cluster.
+
+        A directory that was rolled back keeps its own boot counter, which is too low, so that it counts as rolled back
+        at its next start too: until the cluster counts on nothing any more that it held.
+        """
         identity = self._storage.identity
         changed = replace(
             identity,
             cluster_id=view.cluster_id,
             view_revision=max(view.revision, identity.view_revision),
-            boot=self.coordination.boot,
         )
         self._storage.identity = changed
         async with self._saving:
@@ -99,6 +103,11 @@ class Member:
         """Keeps on the disk which revision of the store this directory has seen."""
         if revision > self._storage.identity.view_revision > 0:
             self.replicator.spawn(self._save(replace(self._storage.identity, view_revision=revision)))
+
+    def _made_whole(self) -> None:
+        """Nothing that this directory held is lost, or counted on."""
+        if self._storage.identity.boot != self.coordination.boot:
+            self.replicator.spawn(self._save(replace(self._storage.identity, boot=self.coordination.boot)))
 
     async def _save(self, identity: Identity) -> None:
         self._storage.identity = identity

@@ -143,7 +143,9 @@ def move_json(move: cluster_pb2.ShardMove) -> dict[str, Any]:
 async def accept_loss(mq: Client, shard: int, node: str, yes: bool) -> None:
     """Let the copy on NODE lead a SHARD whose in-sync copies are all gone.
 
-    Acknowledged messages that only those had are lost for ever. Only while the shard has no leader.
+    Acknowledged messages that only those had are lost for ever. Only while the shard has no leader. The other copies
+    are made anew from this one, whatever they hold: to look into them, stop their nodes and copy the data directories
+    before.
     """
     confirm(f"Lose what {node} does not have of shard {shard}?", yes=yes)
     await mq.cluster.accept_loss(shard, node)

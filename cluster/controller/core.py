@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ringpost.cluster import tombs
 from ringpost.cluster.controller import bootstrap, election
 from ringpost.cluster.controller.decisions import Change, End, NewId, Reach, Settings
 from ringpost.cluster.controller.election import Ballot
@@ -15,15 +16,16 @@ from ringpost.cluster.controller.moves import Budget, ShardPlan, Stage, is_in_pl
 from ringpost.cluster.controller.roster import Roster
 from ringpost.cluster.controller.transfers import Transfers
 from ringpost.cluster.placement import Placement, place
-from ringpost.cluster.view import ShardRecord, View
+from ringpost.cluster.view import ShardRecord, Tombstone, View
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be written now; and when, by time alone, there may be more (infinity: never)."""
+    """What is to be written and removed now; and when, by time alone, there may be more (infinity: never)."""
 
     changes: tuple[Change, ...]
     wake_at: float
+    stale_tombs: list[Tombstone]
 
 
 class Core:
@@ -60,7 +62,7 @@ class Core:
         else:
             changes = self._steps(view)
         deadlines = (*self._roster.deadlines(), *self._transfers.deadlines())
-        return Plan(tuple(changes), min(deadlines, default=math.inf))
+        return Plan(tuple(changes), min(deadlines, default=math.inf), tombs.stale(view))
 
     def _steps(self, view: View) -> list[Change]:
         roster, placed = self._roster, self._placement()

@@ -17,7 +17,7 @@ from ringpost.cluster.controller.recovery import accept_loss
 from ringpost.cluster.coordination import CoordinationError
 from ringpost.cluster.kv import Kv, KvError, OutcomeUnknown
 from ringpost.cluster.records import Keys
-from ringpost.cluster.view import View
+from ringpost.cluster.view import Tombstone, View
 
 _LOG = logging.getLogger("ringpost.cluster")
 
@@ -47,6 +47,7 @@ class Membership(Protocol):
     @property
     def lease(self) -> int: ...
     async def refresh(self) -> View: ...
+    async def remove_tombs(self, tombs: Sequence[Tombstone]) -> None: ...
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]: ...
 
 
@@ -222,6 +223,7 @@ class ControllerLoop:
         plan = self._core.plan()
         self._pause = min(_PAUSE_MAX_S, max(_PAUSE_S, 10 * (self._clock() - begin)))
         self._wake_at = plan.wake_at
+        await self._membership.remove_tombs(plan.stale_tombs)
         return await self._write(plan.changes) and whole
 
     def _tell_offline(self, ballot: Ballot) -> None:

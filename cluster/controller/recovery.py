@@ -18,8 +18,8 @@ class LossRefused(Exception):  # noqa: N818 - named after the outcome
 def accept_loss(view: View, shard: int, node: str, new_id: NewId) -> Change:
     """Makes the copy on a node the leader and the only one that counts, whatever it lacks. Raises LossRefused.
 
-    The other copies may have what it lacks, so they can never follow it: their nodes get new ones. The old ones are no
-    part of the cluster any more; as nothing permits to delete them, a person can still look into them.
+    The other copies may have what it lacks, so they can never follow it: their nodes get new ones, which take the place
+    of what is there.
     """
     record = view.shards[shard]
     if view.leader_alive(record):

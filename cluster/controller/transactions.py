@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ringpost.cluster.controller.decisions import Change
 from ringpost.cluster.kv import Compare, Delete, Field, Put
-from ringpost.cluster.records import Keys, encode_shard
+from ringpost.cluster.records import Keys, encode_shard, encode_tomb
 from ringpost.cluster.view import View
 from ringpost.internal.v1 import cluster_pb2
 
@@ -41,9 +41,7 @@ def write(keys: Keys, batch: Sequence[Change], term: int) -> Transaction:
     puts: list[Put | Delete] = []
     for change in batch:
         puts.append(Put(keys.shard(change.record.shard), encode_shard(change.record)))
-        for tomb in change.tombs:
-            value = cluster_pb2.Tombstone(node=tomb.node).SerializeToString()
-            puts.append(Put(keys.tomb(change.record.shard, tomb.replica_id), value))
+        puts += [Put(keys.tomb(change.record.shard, tomb.replica_id), encode_tomb(tomb)) for tomb in change.tombs]
     return compares, puts
 
 

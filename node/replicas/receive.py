@@ -27,6 +27,7 @@ class Receiving:
         self._replica_id = replica_id
         self._restoring: Restoring | None = None
         self._next_part = 0
+        self._begun = 0  # address of its first record
 
     def take(self, part: SnapshotPart, complete: "Callable[[Receiving], None]") -> str | None:
         """The next part; what is wrong with it, or None. `complete` is called when everything is fsynced."""
@@ -48,8 +49,8 @@ class Receiving:
         snapshot.replica_id = self._replica_id
         record = ReplicaRecord(replica_id=self._replica_id, snapshot=snapshot)
         assert self.shard.replicated is not None
-        address = self.shard.replicated.append_record(record.SerializeToString())
-        self._store.restoring[self.shard.number] = address
+        self._begun = self.shard.replicated.append_record(record.SerializeToString())
+        self._store.restoring[self.shard.number] = self._begun
         return None
 
     def _frames(self, restoring: Restoring, frames: bytes) -> str | None:
@@ -86,13 +87,18 @@ class Receiving:
     def install(self) -> None:
         """It is complete and fsynced."""
         assert self._restoring is not None
-        self._store.restoring.pop(self.shard.number, None)
+        self._end_restoring()
         clear_shard(self.shard)
         adopt(self.shard, self._restoring.shard)
 
     def abandon(self) -> None:
         """It comes to nothing; its frames are dead."""
-        self._store.restoring.pop(self.shard.number, None)
+        self._end_restoring()
         if self._restoring is not None:
             clear_shard(self._restoring.shard)
             self._restoring = None
+
+    def _end_restoring(self) -> None:
+        """Checkpoints need not keep its beginning any more; that of a later one they must."""
+        if self._store.restoring.get(self.shard.number) == self._begun:
+            del self._store.restoring[self.shard.number]

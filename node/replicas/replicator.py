@@ -8,15 +8,14 @@ from typing import Any, Protocol
 from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
 from ringpost.cluster.view import ShardRecord, View
 from ringpost.internal.v1.peer_pb2 import Diverged, Fetch, FollowerAck, Refused, SnapshotPart
-from ringpost.internal.v1.record_pb2 import ReplicaRecord
 from ringpost.node import log
 from ringpost.node.journal.reader import ColdReader
+from ringpost.node.replicas.copies import Copies
 from ringpost.node.replicas.outbox import ToFollower, ToLeader
 from ringpost.node.replicas.receive import Receiving
 from ringpost.node.replicas.send import send_snapshot
 from ringpost.node.replication.core import LogEnd, ReplicaCore
 from ringpost.node.replication.ports import Frames, Limits
-from ringpost.node.shard.cluster_replay import clear_shard
 from ringpost.node.shard.leadership import pause_serving, start_serving, stop_leading
 from ringpost.node.shard.replicated import ReplicatedLog
 from ringpost.node.shard.shard import Shard
@@ -51,8 +50,12 @@ class Replicator:
         directory: str,
         limits: Limits | None = None,
         serving_changed: Callable[[bool], None] = lambda _: None,
+        made_whole: Callable[[], None] = lambda: None,
     ) -> None:
-        """`serving_changed(stepped down)`: this node serves, or no longer serves, a shard."""
+        """`serving_changed(stepped down)`: this node serves, or no longer serves, a shard.
+
+        `made_whole`: of the copies here none is lost any more.
+        """
         self.store = store
         self.coordination = coordination
         self.reader = reader
@@ -75,23 +78,18 @@ class Replicator:
         self._receiving: dict[int, Receiving] = {}
         self._tokens: dict[int, int] = {}
         self._refreshing = False
-        self._lost: set[int] = set()
-        self._reported: frozenset[int] = frozenset()  # what the cluster was told to be lost
         self._snapshots = asyncio.Semaphore(_SNAPSHOTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.copies = Copies(
+            store, coordination, node=node, spawn=self.spawn, found=self._see_again, made_whole=made_whole
+        )
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     def start(self, view: View) -> None:
         """Takes part from now on."""
-        self._lost.update(shard.number for shard in self.store.shards if shard.quarantined)
-        own = view.nodes.get(self.node)
-        if own is not None:  # a directory that was rolled back has lost everything
-            self._lost |= own.lost_shards
-            self._reported = own.lost_shards
-        if self._lost != self._reported:
-            self.spawn(self._report_lost())
+        self.copies.start(view)
         self._unwatch = self.coordination.watch(self.on_view)
         self.spawn(self._ticks())
         self.on_view(view)
@@ -149,21 +147,28 @@ class Replicator:
             if token or self._seen.get(record.shard) != key:
                 self._seen[record.shard] = key
                 self._see(record, now, token)
+        self.copies.bury(view)
+
+    def _see_again(self, number: int) -> None:
+        if self._view is not None:
+            self._see(self._view.shards[number], self.clock(), 0)
 
     def _see(self, record: ShardRecord, now: int, token: int) -> None:
         shard = self.store.shards[record.shard]
         replica = record.replica_on(self.node)
         if replica is None or replica.directory != self._directory:
             self._leave(shard)
+            self.copies.not_lost(shard)  # nobody counts on it
             return
         local = shard.replicated
         if local is None or local.replica_id != replica.replica_id:
             if replica.replica_id in record.in_sync and record.epoch > 0:
-                self._miss(shard, replica.replica_id)
+                self.copies.miss(shard, replica.replica_id)
                 return
-            self._make(shard, replica.replica_id)
-        if shard.quarantined or record.shard in self._lost or record.shard in self._reported:
-            return  # the cluster must know first that what was here is lost, or that the new copy is not
+            self._detach(shard)
+            self.copies.make(shard, replica.replica_id)
+        if not self.copies.sound(shard):
+            return
         core = self.cores.get(record.shard)
         if core is None:
             core = self._make_core(shard)
@@ -174,54 +179,20 @@ class Replicator:
         core.see(record, self._sessions, now, token=token)
 
     def _leave(self, shard: Shard) -> None:
-        """The record names no copy here. What there is stays on the disk and takes no part."""
-        core = self.cores.pop(shard.number, None)
-        if core is None:
-            return
-        log.info("replica.left", shard=shard.number, replica=core.replica_id)
-        if shard.number in self._leading:
-            self._leading.discard(shard.number)
-            stop_leading(self.store, shard, "")
-            self._serving_changed(True)
-        self._receiving.pop(shard.number, None)
+        """The record names no copy here. What there is stays on the disk until there is a tombstone for it."""
+        if (core := self.cores.get(shard.number)) is not None:
+            log.info("replica.left", shard=shard.number, replica=core.replica_id)
+            self._detach(shard)
 
-    def _miss(self, shard: Shard, replica_id: str) -> None:
-        """The cluster counts on a copy that is not here: it must know, and make another one."""
-        if shard.number not in self._lost:
-            log.error("replica.missing", shard=shard.number, replica=replica_id)
-            self._lost.add(shard.number)
-            self.spawn(self._report_lost())
-
-    async def _report_lost(self) -> None:
-        while not self._closed:
-            lost = frozenset(self._lost)
-            try:
-                await self.coordination.report_lost(lost)
-                found, self._reported = self._reported - lost, lost
-                if self._view is not None:
-                    for number in found:
-                        self._see(self._view.shards[number], self.clock(), 0)
-                if lost == frozenset(self._lost):
-                    return
-            except CoordinationError as error:
-                log.warning("replica.lost_not_reported", error=str(error))
-                await asyncio.sleep(1.0)
-
-    def _make(self, shard: Shard, replica_id: str) -> None:
-        """A new, empty copy. Another one that was here is replaced: the record that names the new one permits it."""
+    def _detach(self, shard: Shard) -> None:
+        """The copy takes part no more."""
         self.cores.pop(shard.number, None)
-        self._receiving.pop(shard.number, None)
+        if (receiving := self._receiving.pop(shard.number, None)) is not None:
+            receiving.abandon()
         if shard.number in self._leading:
             self._leading.discard(shard.number)
             stop_leading(self.store, shard, "")
             self._serving_changed(True)
-        clear_shard(shard)
-        shard.replicated = ReplicatedLog(shard, replica_id)
-        shard.replicated.append_record(ReplicaRecord(replica_id=replica_id, fresh=True).SerializeToString())
-        if shard.number in self._lost:
-            self._lost.discard(shard.number)
-            self.spawn(self._report_lost())
-        log.info("replica.made", shard=shard.number, replica=replica_id)
 
     def _make_core(self, shard: Shard, fetch_id: int = 1) -> ReplicaCore:
         log_ = shard.replicated
@@ -403,8 +374,7 @@ class Replicator:
         receiving.install()
         core = self._make_core(shard, old.next_fetch_id)
         log.info("snapshot.installed", shard=shard.number, position=shard.position)
-        if self._view is not None:
-            self._see(self._view.shards[shard.number], self.clock(), 0)
+        self._see_again(shard.number)
         self._restless.add(core.shard)
 
     def fence(self, shard: int, replica_id: str, new_epoch: int) -> LogEnd | None:

@@ -222,6 +222,8 @@ class ClusterReplay(Replay):
                 self._begun[shard.number] = self._last_address[shard.number] = address
         elif step == "removed" and shard.replicated is not None and shard.replicated.replica_id == record.replica_id:
             clear_shard(shard)
+            self._known.pop(shard.number, None)
+            self._begun[shard.number] = self._last_address[shard.number] = address
 
     def _is_known(self, shard: Shard, replica_id: str) -> bool:
         """Whether a snapshot in the checkpoint is of this copy already."""

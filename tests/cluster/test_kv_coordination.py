@@ -15,8 +15,8 @@ from ringpost.cluster.joining import DirectoryFacts, Founding
 from ringpost.cluster.kv import Delete, Item, Kv, KvError, OutcomeUnknown, Put
 from ringpost.cluster.kv_coordination import KvCoordination
 from ringpost.cluster.memory_kv import MemoryKv, MemoryStore
-from ringpost.cluster.records import encode_shard
-from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, View
+from ringpost.cluster.records import encode_shard, encode_tomb
+from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, Tombstone, View
 from ringpost.internal.v1 import cluster_pb2
 from tests.cluster.kv_support import until
 
@@ -482,3 +482,20 @@ async def test_a_record_that_makes_no_sense_leaves_the_last_good_one(in_memory: 
     await in_memory.put(("shard/00000001", b"\xff\xff"), ("shard/00000002", encode_shard(record(2, "a", epoch=7))))
     await until(lambda: a.view.shards[2].epoch == 7)
     assert a.view.shards[1].epoch == 0
+
+
+async def test_tombstones_are_removed_as_they_are(cluster: Cluster) -> None:
+    a = await cluster.join("a")
+    names = [f"tomb/{shard}/r{shard}" for shard in range(120)]
+    for start in range(0, len(names), 60):
+        await cluster.put(*((name, encode_tomb(Replica("a", "r"))) for name in names[start : start + 60]))
+    view = await a.refresh()
+    assert len(view.tombs) == 120
+    assert view.tombs[0] == Tombstone(0, "r0", "a", "", view.tombs[0].revision)
+    await cluster.put((names[7], encode_tomb(Replica("a", "r", directory="another"))))
+    await a.remove_tombs(view.tombs)
+    (left,) = (await a.refresh()).tombs
+    assert (left.shard, left.directory) == (7, "another"), "it is another one"
+    await a.remove_tombs([left])
+    await a.remove_tombs([left])
+    assert (await a.refresh()).tombs == ()

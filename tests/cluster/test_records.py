@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringpost.cluster.kv import Change, Item, Picture
-from ringpost.cluster.records import Keys, RecordError, Records, decode_shard, encode_node, encode_shard
-from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, Role, ShardRecord
+from ringpost.cluster.records import Keys, RecordError, Records, decode_shard, encode_node, encode_shard, encode_tomb
+from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, Role, ShardRecord, Tombstone
 from ringpost.internal.v1 import cluster_pb2
 
 KEYS = Keys("/ringpost/test/")
@@ -86,7 +86,7 @@ def stored(shards: int) -> list[Item]:
     return [
         *(Item(key, value, 2, 2, 0) for key, value in values.items()),
         Item(KEYS.live("a"), live, 5, 5, 77),
-        Item(KEYS.tomb(1, "r"), b"", 2, 2, 0),
+        Item(KEYS.tomb(1, "old"), encode_tomb(Replica("a", "old", directory="d")), 2, 2, 0),
         Item(KEYS.prefix + "acl/later", b"?", 2, 2, 0),
     ]
 
@@ -103,6 +103,18 @@ def test_a_view_is_made_of_records() -> None:
     assert view.nodes == {"a": ref}
     assert [record.shard for record in view.shards] == [0, 1, 2]
     assert {record.revision for record in view.shards} == {2}
+    assert view.tombs == (Tombstone(1, "old", "a", "d", 2),)
+
+
+def test_a_tombstone_that_is_removed_is_no_more_in_the_view() -> None:
+    records = Records(KEYS)
+    records.reset(Picture(9, tuple(stored(3))))
+    before = records.view()
+    records.apply(Change(10, ((KEYS.tomb(1, "old"), None),)))
+    assert records.view().tombs == ()
+    assert len(before.tombs) == 1, "a view never changes"
+    records.apply(Change(11, ((KEYS.tomb(2, "x"), Item(KEYS.tomb(2, "x"), b"", 11, 11, 0)),)))
+    assert records.view().tombs == (Tombstone(2, "x", "", "", 11),)
 
 
 def test_a_node_that_lost_its_lease_stays_a_member() -> None:

@@ -63,6 +63,7 @@ async def test_a_fourth_node_joins_and_leaves(own_cluster: LocalCluster, loaded:
         moved = sum(len(after[shard] - between[shard]) for shard in between)
         print(f"leave: {moved} copies moved, {held} must be; {_told(load, begin)}")
         assert moved <= FAIR_MOVES * held, f"{moved} copies moved, {held} would do"
+        await cluster.until(lambda: _no_tombstones(cluster), "what moved away to be deleted where it was", 15)
         assert await asyncio.to_thread(cluster.stop, "n2") == 0
         await cluster.until(lambda: _not_alive(cluster, "n2"), "n2 to be gone", 15)
         await cluster.remove("n2")
@@ -74,6 +75,12 @@ async def test_a_fourth_node_joins_and_leaves(own_cluster: LocalCluster, loaded:
 def _told(load: Load, begin: float) -> str:
     now = asyncio.get_running_loop().time()
     return f"{now - begin:.0f} s, longest pause of a channel {load.longest_pause(begin, now).seconds:.2f} s"
+
+
+async def _no_tombstones(cluster: LocalCluster) -> bool:
+    keys = await asyncio.to_thread(cluster.etcd.ctl, "get", "/ringpost", "--prefix", "--keys-only")
+    assert "/shard/" in keys, keys
+    return "/tomb/" not in keys
 
 
 async def _not_alive(cluster: LocalCluster, name: str) -> bool:

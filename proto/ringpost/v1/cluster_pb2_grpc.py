@@ -137,7 +137,8 @@ class ClusterServiceServicer:
 
     def AcceptLoss(self, request, context):
         """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
-        gone. Only while the shard has no leader.
+        gone. Only while the shard has no leader. The other copies are made anew from it, whatever they hold: who wants to
+        look into them stops their nodes and copies the data directories before.
 
         FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
         """

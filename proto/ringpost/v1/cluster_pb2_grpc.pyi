@@ -64,7 +64,8 @@ class ClusterServiceStub:
     """How the cluster is: controller, shards without a leader or with too few replicas, moves on their way."""
     AcceptLoss: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AcceptLossRequest, _cluster_pb2.AcceptLossResponse]
     """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
-    gone. Only while the shard has no leader.
+    gone. Only while the shard has no leader. The other copies are made anew from it, whatever they hold: who wants to
+    look into them stops their nodes and copies the data directories before.
 
     FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
     """
@@ -105,7 +106,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """How the cluster is: controller, shards without a leader or with too few replicas, moves on their way."""
     AcceptLoss: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AcceptLossRequest, _cluster_pb2.AcceptLossResponse]  # type: ignore[assignment]
     """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
-    gone. Only while the shard has no leader.
+    gone. Only while the shard has no leader. The other copies are made anew from it, whatever they hold: who wants to
+    look into them stops their nodes and copies the data directories before.
 
     FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
     """
@@ -185,7 +187,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.AcceptLossResponse, _abc.Awaitable[_cluster_pb2.AcceptLossResponse]]:
         """Accepts the loss of messages: the replica on this node becomes the leader of a shard whose in-sync replicas are all
-        gone. Only while the shard has no leader.
+        gone. Only while the shard has no leader. The other copies are made anew from it, whatever they hold: who wants to
+        look into them stops their nodes and copies the data directories before.
 
         FAILED_PRECONDITION  SHARD_HAS_LEADER, NO_REPLICA
         """

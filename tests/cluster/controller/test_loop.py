@@ -335,6 +335,10 @@ async def test_drain_and_removal(cluster: Cluster) -> None:
     await until(lambda: not any(r.replica_on("d") for r in cluster.view().shards))
     tombs = await cluster.nodes["a"].kv.range(f"{PREFIX}tomb/")
     assert len(tombs.items) > SHARDS / 2, "each copy may be deleted where it was"
+    await cluster.stop("d")
+    await cluster.nodes["d"].coordination.close()
+    await cluster.nodes["a"].coordination.remove_node("d")
+    await until(lambda: not any(tomb.node == "d" for tomb in cluster.view().tombs))
 
 
 async def test_accepting_loss(cluster: Cluster) -> None:

@@ -5,7 +5,7 @@ directory holds; `Nodes.hand_over` first brings the new leader what the old one 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from ringpost.cluster.coordination import Coordination, Proposal
 from ringpost.cluster.keys import shard_of
-from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, View
+from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, Tombstone, View
 from ringpost.node.config import Config
 from ringpost.node.server import Server
 from ringpost.node.shard.channel import Channel
@@ -126,6 +126,9 @@ class StubCoordination(Coordination):
         return Proposal.CONFLICT
 
     async def report_lost(self, shards: frozenset[int]) -> None:
+        """Nobody asks."""
+
+    async def remove_tombs(self, tombs: Sequence[Tombstone]) -> None:
         """Nobody asks."""
 
     async def report_unreachable(self, nodes: frozenset[str]) -> None:

@@ -9,7 +9,8 @@ every change of a `shard/…` key is one transaction that compares the key's mod
   live/<node>     (lease)     LiveRecord      its create revision is the node's session
   controller      (lease)     ControllerRecord  its create revision is the controller's term
   shard/<number, 8 digits>    ShardState
-  tomb/<number>/<replica id>  Tombstone       permission to delete that replica
+  tomb/<number>/<replica id>  Tombstone       permission to delete that replica: made by the transaction that takes it
+                                                out of the shard's record, removed when it is deleted for good
 """
 
 from collections import abc as _abc
@@ -341,15 +342,19 @@ class Tombstone(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     node: _builtins.str
+    directory: _builtins.str
+    """The data directory that it is in. The controller removes what stands for a directory that no member has any more."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
