@@ -1,8 +1,9 @@
-"""How long a shard that moves is not writable: SIGKILL, a frozen leader, a planned transfer; `--help` says how.
+"""How long a shard that moves is not writable: SIGKILL, a leader frozen or cut off, a planned transfer.
 
 Measured is the longest time without an acknowledged publish on the channels that the struck node led, from the
 publishes' own times, beside the longest such time before the fault. A program, not a test: its figures depend on the
-machine and on what else runs there. `--pause` below 0.02 saturates two cores, and then measures queues.
+machine and on what else runs there; `--help` says how it is run. `--pause` below 0.02 saturates two cores, and then
+measures queues. A leader that is cut off reaches no other node; etcd and the clients reach it. That needs root.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import uvloop
 from ringpost.v1.cluster_pb2 import Desired
 from tests.system.load import Load
 from tests.system.local import LocalCluster
+from tests.system.netns import CutCluster
 
 PER_NODE = 4
 BEFORE_S = 1.0
-TARGETS_S = {"kill": 1.5, "freeze": 9.0, "transfer": 0.3}
+TARGETS_S = {"kill": 1.5, "freeze": 9.0, "cut": 9.0, "transfer": 0.3}
 
 
 async def kill(cluster: LocalCluster, victim: str) -> None:
@@ -28,6 +30,11 @@ async def kill(cluster: LocalCluster, victim: str) -> None:
 
 async def freeze(cluster: LocalCluster, victim: str) -> None:
     cluster.freeze(victim)
+
+
+async def cut(cluster: LocalCluster, victim: str) -> None:
+    assert isinstance(cluster, CutCluster)
+    await asyncio.to_thread(cluster.cut, victim, *(name for name in cluster.nodes if name != victim))
 
 
 async def transfer(cluster: LocalCluster, victim: str) -> None:
@@ -58,7 +65,7 @@ async def one(cluster: LocalCluster, how: str, victim: str, number: int, pause_s
     async with Load(cluster.addresses, struck, pause_s=pause_s) as load:
         await asyncio.sleep(BEFORE_S)
         begin = loop.time()
-        await {"kill": kill, "freeze": freeze, "transfer": transfer}[how](cluster, victim)
+        await {"kill": kill, "freeze": freeze, "cut": cut, "transfer": transfer}[how](cluster, victim)
 
         async def moved() -> bool:
             routes = await cluster.routes()
@@ -77,26 +84,29 @@ def distribution(times: list[float]) -> str:
     return f"min {ordered[0]:.3f}  median {median(ordered):.3f}  p99 {p99:.3f}  max {ordered[-1]:.3f}"
 
 
-async def main(runs: int, hows: list[str], directory: Path, pause_s: float) -> int:
-    cluster = LocalCluster(directory)
-    missed = 0
+async def measure(how: str, runs: int, directory: Path, pause_s: float) -> bool:
+    """Whether the target was met."""
+    cluster = (CutCluster if how == "cut" else LocalCluster)(directory / how)
     try:
         await asyncio.to_thread(cluster.start)
         await cluster.serving()
         await cluster.whole()
-        for how in hows:
-            times = []
-            for number in range(runs):
-                victim = f"n{number % len(cluster.nodes) + 1}"
-                longest, usual = await one(cluster, how, victim, number, pause_s)
-                times.append(longest)
-                print(f"{how} {number + 1}/{runs}: {victim} {longest:.3f} s, before it {usual:.3f} s", flush=True)
-                await undo(cluster, how, victim)
-            missed += sorted(times)[min(len(times) - 1, int(0.99 * len(times)))] > TARGETS_S[how]
-            print(f"{how}: {distribution(times)} s of {runs} runs; target p99 {TARGETS_S[how]:g} s", flush=True)
+        times = []
+        for number in range(runs):
+            victim = f"n{number % len(cluster.nodes) + 1}"
+            longest, usual = await one(cluster, how, victim, number, pause_s)
+            times.append(longest)
+            print(f"{how} {number + 1}/{runs}: {victim} {longest:.3f} s, before it {usual:.3f} s", flush=True)
+            await undo(cluster, how, victim)
+        print(f"{how}: {distribution(times)} s of {runs} runs; target p99 {TARGETS_S[how]:g} s", flush=True)
+        return sorted(times)[min(len(times) - 1, int(0.99 * len(times)))] <= TARGETS_S[how]
     finally:
         cluster.close()
-    return int(missed > 0)
+
+
+async def main(runs: int, hows: list[str], directory: Path, pause_s: float) -> int:
+    met = [await measure(how, runs, directory, pause_s) for how in hows]
+    return int(not all(met))
 
 
 if __name__ == "__main__":
