@@ -20,10 +20,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5 --timeout 60
 INSTALL := $(PIP) install --quiet $(if $(filter true,$(CI)),-c constraints.txt)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo up test long system soak quick check proto bench wheel clean
+.PHONY: help setup demo up test long system soak image compose-demo quick check proto bench wheel clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DEV) ## Make .venv and install Ringpost in it, with all that developing it needs
 
@@ -58,6 +58,13 @@ proto: $(DEV) ## Generate the Python code from the .proto files
 
 soak: $(DEV) ## Ten minutes of random faults on a cluster of processes, then every promise is checked
 	@$(PYTEST) -s tests/system/soak.py
+
+image: $(RUNTIME) ## Build the container image, also where no base image can be pulled
+	@PYTHON=$(BIN)/python deploy/image/build.sh
+
+compose-demo: image ## Show a cluster of containers that are killed, paused, cut off and made anew (two minutes)
+	@PYTHON=$(BIN)/python deploy/image/build.sh etcd
+	@$(BIN)/python deploy/compose_demo.py
 
 bench: $(DEV) ## Measure Ringpost beside the gRPC ceiling and NATS; writes .benchmarks/
 	@$(BIN)/python tests/benchmarks/compare.py $(ARGS)

@@ -1,19 +1,23 @@
 """What a node says of itself: the API's NodeInfo and the metrics' Stats, from the same parts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import psutil
 
 from ringpost.cluster.view import View
+from ringpost.node.cluster_stats import group_lags
 from ringpost.node.config import Config
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.journal.disk import DiskState
 from ringpost.node.maintenance import Maintenance
 from ringpost.node.metrics import Stats
 from ringpost.node.services.publisher import Publisher
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.shard import Shard
 from ringpost.node.storage import Storage, now_us
 from ringpost.node.watch import LagGauge
 from ringpost.v1.cluster_pb2 import NodeInfo, NodeLimits, NodeState
@@ -48,6 +52,7 @@ class About:
     lag: LagGauge
     address: str
     view: Callable[[], View | None] = lambda: None  # of a cluster
+    cluster_stats: Callable[[], Mapping[str, Any]] = dict  # the fields of Stats about it
     state: NodeState.ValueType = NodeState.NODE_STATE_STARTING
     started_time_us: int = field(default_factory=now_us)
     _process: psutil.Process = field(default_factory=psutil.Process)
@@ -133,4 +138,10 @@ class About:
             loop_lag_seconds=self.lag.lag_s,
             loop_lag_max_seconds=self.lag.lag_max_s,
             boots=storage.identity.boot,
+            group_lag=group_lags(group for shard in store.shards if shard.serving for group in _groups(shard)),
+            **self.cluster_stats(),
         )
+
+
+def _groups(shard: Shard) -> Iterator[Group]:
+    return (group for channel in shard.channels.values() for group in (channel.groups or {}).values())

@@ -64,6 +64,24 @@ class Stats:
     groups: int = gauge("groups", "Groups on this node.")
     subscriber_queue_bytes: int = gauge("bytes", "Deliveries waiting to be sent.")
 
+    group_lag: Mapping[str, int] = gauges(
+        "group", "messages", "Not settled yet, of the 50 groups led here with most: channel/group."
+    )
+
+    nodes: Mapping[str, int] = gauges("state", "nodes", "Members of the cluster: alive or away.")
+    unreachable_nodes: int = gauge("nodes", "Members that live and that this node cannot reach.")
+    controller: int = gauge("nodes", "1 where this node is the controller.")
+    lease_seconds: float = gauge("seconds", "For so long the session of this node surely lives.")
+    replicas: Mapping[str, int] = gauges("role", "replicas", "Copies on this node: leader, follower or learner.")
+    offline_shards: int = gauge("shards", "Shards of the cluster without a leader that lives.")
+    under_replicated_shards: int = gauge("shards", "Shards of the cluster with fewer in-sync copies than wanted.")
+    moves: int = gauge("moves", "Copies being made, handed over or taken away in the cluster.")
+    uncommitted_frames: int = gauge("frames", "Frames that wait for followers, of the shard led here with most.")
+    leaderships: int = count("leaderships", "Leaderships of shards begun here.")
+    snapshots: Mapping[str, int] = counts("way", "snapshots", "Whole shards copied: sent or installed here.")
+    forwarded_batches: int = count("batches", "Batches sent on to another node, which leads their shard.")
+    upstream_subscriptions: int = gauge("subscriptions", "Subscriptions of this node at others, one may serve many.")
+
     journal_fsyncs: int = count("fsyncs", "Journal groups committed.")
     journal_fsync_seconds: float = count("seconds", "Time spent in writing and fsyncing the journal.")
     journal_written_bytes: int = count("bytes", "Bytes written to the journal, its own overhead included.")

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from ringpost.cluster.kv_coordination import KvCoordination
 from ringpost.cluster.view import Desired, NodeRef, View
 from ringpost.node import log
 from ringpost.node.about import About, package_version
+from ringpost.node.cluster_stats import cluster_stats
 from ringpost.node.config import Config
 from ringpost.node.coordination import coordination_over, identity_facts, open_coordination
 from ringpost.node.delivery.hub import DeliveryLimits, Hub
@@ -213,6 +215,8 @@ class Server:
             self._peer_grpc.add_generic_rpc_handlers((self.member.handlers(),))
             self.hub.may_deliver = self.member.replicator.may_deliver
             self.about.view = self._view
+            assert self.routing is not None
+            self.about.cluster_stats = partial(cluster_stats, self.member, self.routing, self._view, config.node)
         self._grpc = grpc.aio.server(options=server_options(config))
         handlers = [unary.handlers(service_of(file), one, calls) for file, one in servicers]
         self._grpc.add_generic_rpc_handlers((self.publisher.handlers(), subscribers.handlers(), cluster, *handlers))

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from ringpost.client.cli.command import output_option, remote
 from ringpost.client.cli.local_cluster import ClusterNode, LocalCluster
 from ringpost.client.cli.nodes import node as node
 from ringpost.client.cli.output import Output, confirm, note, progress
+from ringpost.client.cli.params import duration
 from ringpost.client.cli.units import counted
 from ringpost.v1 import cluster_pb2
 
@@ -143,12 +145,21 @@ async def _await_empty(mq: Client, member: cluster_pb2.Member) -> cluster_pb2.Me
 
 
 @node.command()
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="[ID]", default="")
+@click.option("--wait", is_flag=True, help="Until it leads nothing.")
+@click.option("--within", type=duration, default="60s", show_default=True, help="How long to wait at most.")
 @output_option
 @remote()
-async def rest(mq: Client, name: str, output: Output) -> None:
-    """Make a node lead nothing and keep its copies: before a restart."""
-    _show(await mq.cluster.set_node(name, "rest"), output)
+async def rest(mq: Client, name: str, wait: bool, within: float, output: Output) -> None:
+    """Make a node (default: the one that answers) lead nothing and keep its copies: before a restart."""
+    member = await mq.cluster.set_node(name or (await mq.node.info()).node, "rest")
+    end = time.monotonic() + within
+    while wait and member.leader_count and time.monotonic() < end:
+        await asyncio.sleep(_POLL_S)
+        member = next((one for one in await mq.cluster.nodes() if one.node == member.node), member)
+    _show(member, output)
+    if wait and member.leader_count:
+        raise local.LocalNodeError(f"{member.node} still leads {counted(member.leader_count, 'shard')}.")
 
 
 @node.command()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,6 +25,15 @@ from ringpost.node.shard.store import Store
 TICK_S = 0.1
 MARK_S = 0.02  # how long the news of a commit may wait for data to travel with
 _SNAPSHOTS_MAX = 2
+
+
+@dataclass
+class Counters:
+    """Since the start."""
+
+    leaderships: int = 0
+    snapshots_sent: int = 0
+    snapshots_installed: int = 0
 
 
 class Boxes(Protocol):
@@ -63,6 +73,7 @@ class Replicator:
         self.node = node
         self.boxes: Boxes | None = None
         self.cores: dict[int, ReplicaCore] = {}
+        self.counters = Counters()
         self._directory = directory
         self._limits = limits or Limits()
         self._serving_changed = serving_changed
@@ -307,6 +318,7 @@ class Replicator:
         if core.leading is not None:
             self._leading.add(shard.number)
             if core.serving and not log_.serving:
+                self.counters.leaderships += 1
                 log.info("shard.serving", shard=shard.number, epoch=core.leading.epoch)
                 start_serving(self.store, shard)
             elif not core.serving and log_.serving:
@@ -333,6 +345,7 @@ class Replicator:
             try:
                 wanted = partial(core.wants_snapshot, node, fetch.fetch_id)
                 await send_snapshot(shard, fetch, core.leading.epoch, self.reader, box, wanted)
+                self.counters.snapshots_sent += 1
             except Exception as error:
                 log.warning("snapshot.not_sent", shard=shard.number, to=node, error=str(error))
                 box.refuse(Refused(shard=shard.number, fetch_id=fetch.fetch_id, epoch=fetch.epoch))
@@ -372,6 +385,7 @@ class Replicator:
             receiving.abandon()
             return
         receiving.install()
+        self.counters.snapshots_installed += 1
         core = self._make_core(shard, old.next_fetch_id)
         log.info("snapshot.installed", shard=shard.number, position=shard.position)
         self._see_again(shard.number)

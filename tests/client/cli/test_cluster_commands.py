@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -116,11 +117,33 @@ def test_a_resting_node_leads_nothing_and_an_active_one_its_share(cli: Cli) -> N
         (member,) = [m for m in cli("node", "ls", "-o", "json").json if m["node"] == "node-2"]
         return bool(member["leader_count"]) == count
 
-    assert cli("node", "rest", "node-2", "-o", "json").json["desired"] == "rest"
-    assert any(leads(False) for _ in range(60))
+    resting = cli("node", "rest", "node-2", "--wait", "-o", "json").json
+    assert (resting["desired"], resting["leader_count"]) == ("rest", 0)
+    assert leads(False)
     assert cli("node", "activate", "node-2").code == 0
     assert any(leads(True) for _ in range(60))
     assert cli("cluster", "moves", "--watch").code == 0
+
+
+def test_the_metrics_of_all_nodes_make_one_picture(cli: Cli, local_cluster: Path) -> None:
+    cluster = remembered(local_cluster)
+    assert cluster is not None
+    assert cli("group", "add", "lagging", "billing").code == 0
+    assert cli("pub", "lagging", "a").code == 0
+    pages = [_metrics(node.http_address) for node in cluster.nodes]
+    assert sum(page['ringpost_replicas{role="leader"}'] for page in pages) == 256
+    assert [page['ringpost_nodes{state="alive"}'] for page in pages] == [3, 3, 3]
+    assert sum(page["ringpost_controller"] for page in pages) == 1
+    assert all(page["ringpost_offline_shards"] == page["ringpost_unreachable_nodes"] == 0 for page in pages)
+    assert all(2 < page["ringpost_lease_seconds"] <= 6 for page in pages)
+    assert sum(page.get('ringpost_group_lag{group="lagging/billing"}', 0) for page in pages) == 1
+
+
+def _metrics(address: str) -> dict[str, float]:
+    with urlopen(f"http://{address}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    rows = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in rows}
 
 
 def test_verify_keeps_its_promises_through_kills_and_pauses(cli: Cli) -> None:
