@@ -23,12 +23,15 @@ MIB = 1 << 20
 PREFIX = "RINGPOST_"
 CONFIG_VARIABLE = "RINGPOST_CONFIG"
 
-# RINGPOST_ variables that are not the node's: default address, context and state directory of the CLI, its shell
+# RINGPOST_ variables that are not the node's: default address, context, TLS and state directory of the CLI, its shell
 # completion, the image that tests run, and the mark of a CI run. RINGPOST_TEST_… is for test runs.
 FOREIGN_VARIABLES = frozenset(
     {
         "RINGPOST_ADDR",
         "RINGPOST_CONTEXT",
+        "RINGPOST_CA",
+        "RINGPOST_CERT",
+        "RINGPOST_KEY",
         "RINGPOST_HOME",
         "RINGPOST_COMPLETE",
         "RINGPOST_IMAGE",
@@ -38,6 +41,7 @@ FOREIGN_VARIABLES = frozenset(
 FOREIGN_PREFIX = "RINGPOST_TEST_"
 
 _IDENTITY = "Identity and addresses"
+_TLS = "TLS: files are taken up anew when they change"
 _CLUSTER = "Cluster"
 _CHANNELS = "Channels and messages"
 _JOURNAL = "Journal"
@@ -82,6 +86,19 @@ class Config:
         problem=optional_address_problem,
     )
     insecure: bool = option(False, _IDENTITY, "Serve plain text also to other machines.")
+
+    tls_cert_file: str = option(
+        "", _TLS, "PEM file of the certificate that clients meet, with its chain; empty: plain text."
+    )
+    tls_key_file: str = option("", _TLS, "PEM file of its key.")
+    tls_client_ca_file: str = option(
+        "", _TLS, "PEM file of the authority whose certificates clients must show; empty: they need none."
+    )
+    peer_tls_cert_file: str = option(
+        "", _TLS, "PEM file of this node's certificate for other nodes; it names the node's id. Empty: plain text."
+    )
+    peer_tls_key_file: str = option("", _TLS, "PEM file of its key.")
+    peer_tls_ca_file: str = option("", _TLS, "PEM file of the authority of all nodes' certificates.")
 
     coordination: str = option(
         "embedded", _CLUSTER, "Who decides ownership: this node alone, or etcd for a cluster.", choices=COORDINATIONS
@@ -224,12 +241,14 @@ def _check(values: Mapping[str, Any], described: Callable[[str], str]) -> None:
         if not rule.holds(values[first], values[second]):
             limit = f"{described(second)} = {values[second]}"
             raise ConfigError(f"{described(first)}: {rule.text} {limit}; got {values[first]}")
-    for name in ("listen", "peer_listen"):
-        if values["insecure"] or options.is_loopback(values[name]):
+    for name, certificate in (("listen", "tls_cert_file"), ("peer_listen", "peer_tls_cert_file")):
+        unused = name == "peer_listen" and values["coordination"] == "embedded"
+        if values["insecure"] or values[certificate] or unused or options.is_loopback(values[name]):
             continue
         raise ConfigError(
             f"{described(name)}: {values[name]} is open to other machines, in plain text and without a check "
-            "of who calls; use a loopback address such as 127.0.0.1:7400, or --insecure where the network is trusted"
+            f"of who calls; set {certificate}, or use a loopback address such as 127.0.0.1:7400, or --insecure where "
+            "the network is trusted"
         )
 
 

@@ -22,6 +22,7 @@ from ringpost.node.replicas.peers import Peers
 from ringpost.node.replicas.replicator import Replicator
 from ringpost.node.replicas.service import PeerServer
 from ringpost.node.storage import Storage
+from ringpost.node.tls import Dialer
 
 _WORDS: dict[Reach, ReachWord] = {Reach.UP: "up", Reach.REFUSED: "refused", Reach.UNKNOWN: "unknown"}
 
@@ -47,6 +48,7 @@ class Member:
         node: str,
         serving_changed: Callable[[bool], None] = lambda _: None,
         new_id: NewId = new_replica_id,
+        dialer: Dialer | None = None,
     ) -> None:
         self.coordination = coordination
         self._storage = storage
@@ -61,7 +63,9 @@ class Member:
             serving_changed=serving_changed,
             made_whole=self._made_whole,
         )
-        self.peers = Peers(self.replicator, node=node, reach_changed=lambda *_: self.controller.wake())
+        self.peers = Peers(
+            self.replicator, node=node, reach_changed=lambda *_: self.controller.wake(), dialer=dialer or Dialer()
+        )
         self.replicator.boxes = self.peers
         self.server = PeerServer(self.replicator, self.peers, node=node)
         self.controller = ControllerLoop(coordination, node, fence=self._fence, reachability=self._reach, new_id=new_id)

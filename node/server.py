@@ -43,6 +43,7 @@ from ringpost.node.services.publisher import Publisher
 from ringpost.node.services.stream import StreamGate
 from ringpost.node.services.subscriber import Subscriber
 from ringpost.node.storage import Opener, Storage
+from ringpost.node.tls import Dialer, TlsError, certificates
 from ringpost.node.watch import LagGauge, watch_loop
 from ringpost.v1 import channel_pb2, cluster_pb2, group_pb2, message_pb2
 from ringpost.v1.cluster_pb2 import NodeState
@@ -92,6 +93,11 @@ class Server:
     async def start(self) -> None:
         """Serves when it returns. Raises StartError, one of storage.UNREADABLE, or OSError."""
         config = self.config
+        try:
+            self._certificates = certificates(config)
+        except TlsError as error:
+            raise StartError(str(error)) from error
+        self._dialer = Dialer(self._certificates[1])
         # 1. The directory: another node in it is the likeliest reason why a port is taken, too.
         opener = Opener(
             config,
@@ -199,10 +205,16 @@ class Server:
         calls: Calls | None = None
         if isinstance(self.coordination, KvCoordination):
             self.member = Member(
-                self.storage, self.coordination, node=config.node, serving_changed=self._serving_changed
+                self.storage,
+                self.coordination,
+                node=config.node,
+                serving_changed=self._serving_changed,
+                dialer=self._dialer,
             )
         accept_loss = self.member.controller.accept_loss if self.member is not None else None
-        cluster_service = Cluster(self.coordination, self.about.node_info, node=config.node, accept_loss=accept_loss)
+        cluster_service = Cluster(
+            self.coordination, self.about.node_info, node=config.node, dialer=self._dialer, accept_loss=accept_loss
+        )
         cluster = unary.handlers(service_of(cluster_pb2), cluster_service)
         if self.member is not None or self._coordinate is not None:
             self.routing = self._build_routing()
@@ -237,30 +249,35 @@ class Server:
             merges={"ListChannels": merge_channels, "ListGroups": merge_groups},
             limits=ForwardLimits(patience_ms=config.forward_patience_ms, peer_bytes=config.peer_unanswered_bytes),
             send_bytes_max=-1,
+            dialer=self._dialer,
         )
         self.publisher.lanes = routing.lanes
         return routing
 
     def _bind(self) -> NodeRef:
         config = self.config
-        self.port = self._bind_one(self._grpc, "listen", config.listen)
+        clients, peers = self._certificates
+        mutual = bool(config.tls_client_ca_file)
+        tls = clients.server(mutual=mutual) if clients is not None else None
+        self.port = self._bind_one(self._grpc, "listen", config.listen, tls)
         if self._peer_grpc is None:
             return NodeRef(config.node, config.advertised(self.port), config.zone)
-        self.peer_port = self._bind_one(self._peer_grpc, "peer_listen", config.peer_listen)
+        tls = peers.server(mutual=True) if peers is not None else None
+        self.peer_port = self._bind_one(self._peer_grpc, "peer_listen", config.peer_listen, tls)
         peer_address = config.peer_advertised(self.peer_port)
         address = config.advertised(self.port)
         return NodeRef(config.node, address, config.zone, peer_address, weight=config.weight)
 
-    def _bind_one(self, server: grpc.aio.Server, name: str, address: str) -> int:
+    def _bind_one(self, server: grpc.aio.Server, name: str, address: str, tls: grpc.ServerCredentials | None) -> int:
         host, port = split_address(address)
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if not (self.config.insecure or is_loopback(address)):
+        if not (tls is not None or self.config.insecure or is_loopback(address)):
             raise StartError(
                 f"{name}: {address} would serve other machines in plain text; "
                 "say --insecure if that is meant, or listen on 127.0.0.1"
             )
         try:
-            bound = server.add_insecure_port(target)
+            bound = server.add_secure_port(target, tls) if tls is not None else server.add_insecure_port(target)
         except RuntimeError:
             bound = 0
         if not bound:

@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ringpost.client.api import Client, connect
+from ringpost.client.api import Client
 from ringpost.client.cli.command import PATIENCE
+from ringpost.client.cli.contexts import dial
 from ringpost.client.cli.stats import Samples
 from ringpost.client.errors import NotFound
 from ringpost.client.message import MessageBatch
@@ -92,7 +93,7 @@ async def scratch(mq: Client, load: Load, users: Sequence[Client]) -> AsyncItera
 async def clients(addr: str, count: int) -> AsyncIterator[list[Client]]:
     """Connections of their own."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(connect(addr, options=PATIENCE)) for _ in range(count)]
+        yield [await stack.enter_async_context(dial(addr, PATIENCE)) for _ in range(count)]
 
 
 class Producer:

@@ -12,8 +12,8 @@ import click
 import uvloop
 
 from ringpost.client import errors
-from ringpost.client.api import DEFAULT_TARGET, connect
-from ringpost.client.cli import local, local_cluster
+from ringpost.client.api import DEFAULT_TARGET
+from ringpost.client.cli import contexts, local, local_cluster
 from ringpost.client.cli.local import LocalNodeError
 from ringpost.client.cli.output import Output
 from ringpost.client.cli.units import Place
@@ -96,7 +96,9 @@ def output_option(command: Command) -> Command:
 
 
 def _default_addr() -> str:
-    """The local cluster's addresses while it runs: the first node need not be alive."""
+    """Those of the context in use; else the local cluster's while it runs: the first node need not be alive."""
+    if (context := contexts.in_use()) is not None:
+        return context.addr
     cluster = local_cluster.remembered(local.home())
     return ",".join(cluster.addresses) if cluster is not None and cluster.running else DEFAULT_TARGET
 
@@ -107,7 +109,7 @@ def addr_option(command: Command) -> Command:
         "--addr",
         envvar="RINGPOST_ADDR",
         default=_default_addr,
-        show_default="localhost:7400, or the cluster of `ringpost up`",
+        show_default="of the context in use, or the cluster of `ringpost up`, or localhost:7400",
         show_envvar=True,
         metavar="HOST:PORT",
         help="A node of the cluster, or several, separated by commas.",
@@ -141,7 +143,7 @@ def remote(check: Callable[..., None] | None = None) -> Callable[[Callable[..., 
                 check(**options)
 
             async def connected() -> None:
-                async with connect(addr, options=PATIENCE) as mq:
+                async with contexts.dial(addr, PATIENCE) as mq:
                     await command(mq, **options)
 
             uvloop.run(connected())

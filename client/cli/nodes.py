@@ -7,7 +7,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ringpost.client import errors
-from ringpost.client.api import Client, connect
+from ringpost.client.api import Client
+from ringpost.client.cli import contexts
 from ringpost.client.cli.command import PATIENCE, Group, addr_option, async_command, output_option, remote
 from ringpost.client.cli.output import Output
 from ringpost.client.cli.units import counted, show_bytes, show_time
@@ -114,9 +115,9 @@ async def check(addr: str, output: Output) -> None:
     answer (where every other command ends with 3). The reasons are printed.
     """
     try:
-        async with connect(addr, options=PATIENCE) as mq:
+        async with contexts.dial(addr, PATIENCE) as mq:
             found = await mq.node.info()
-        unhealthy = await _unhealthy(found.address if "," in addr else addr)
+        unhealthy = await _unhealthy(found.address if "," in addr else addr, contexts.credentials_for(addr))
     except errors.RingpostError as error:
         code, reasons, state = 2, [f"no answer from {addr}: {error.message}"], "unreachable"
     else:
@@ -129,9 +130,9 @@ async def check(addr: str, output: Output) -> None:
         raise click.exceptions.Exit(code)
 
 
-async def _unhealthy(addr: str) -> list[str]:
+async def _unhealthy(addr: str, tls: grpc.ChannelCredentials | None) -> list[str]:
     """The services of grpc.health.v1, of those that matter here, that are not SERVING. Raises `RingpostError`."""
-    async with grpc.aio.insecure_channel(addr) as channel:
+    async with grpc.aio.insecure_channel(addr) if tls is None else grpc.aio.secure_channel(addr, tls) as channel:
         ask = health_pb2_grpc.HealthStub(channel).Check
         found = []
         for service in ("", "storage"):

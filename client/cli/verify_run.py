@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ringpost.client import errors
-from ringpost.client.api import Client, connect
+from ringpost.client.api import Client
+from ringpost.client.cli.contexts import dial
 from ringpost.client.cli.faults import Fault, Faults
 from ringpost.client.cli.ledger import Ledger, decode, encode
 from ringpost.client.options import Options
@@ -70,7 +71,7 @@ class Run:
 
     async def execute(self) -> None:
         """Publishes, reads and kills for `seconds`, then waits until everything acknowledged was seen. Cleans up."""
-        async with connect(self.plan.addr) as mq:
+        async with dial(self.plan.addr) as mq:
             for channel in self.channels:
                 await mq.channels.add(channel)
             readers = [asyncio.create_task(self._replay(mq, channel)) for channel in self.channels]
@@ -111,7 +112,7 @@ class Run:
         begin = time.monotonic()
         turn = 0
         bursts: dict[str, asyncio.Task[None]] = {}
-        async with connect(plan.addr) as mq, asyncio.TaskGroup() as tasks:
+        async with dial(plan.addr) as mq, asyncio.TaskGroup() as tasks:
             while (now := time.monotonic()) < begin + plan.seconds:
                 turn += 1
                 free = [channel for channel in self._from(turn) if channel not in bursts or bursts[channel].done()]
@@ -177,7 +178,7 @@ class Run:
         """Whether every node says so: one that was cut off may not know yet what happened meanwhile."""
         try:
             for address in self.plan.addr.split(","):
-                async with connect(address, options=Options(routing="any", connect_timeout=_ASK_S)) as mq:
+                async with dial(address, Options(routing="any", connect_timeout=_ASK_S)) as mq:
                     status = await mq.cluster.status()
                     if status.offline_shards or status.under_replicated_shards:
                         return False

@@ -54,7 +54,8 @@ if ! have "$python_image"; then
 fi
 
 mkdir -p "$wheels"
-rm -f "$wheels"/*.whl
+# What an earlier build has left would be in the wheel.
+rm -rf "$wheels"/*.whl build
 if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2], sys.platform)')" = "3.11 linux" ]; then
   "$python" -m pip --disable-pip-version-check wheel --quiet --constraint constraints.txt --wheel-dir "$wheels" .
 else

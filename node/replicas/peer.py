@@ -20,6 +20,7 @@ from ringpost.node import log
 from ringpost.node.replicas.outbox import ToLeader
 from ringpost.node.replicas.pulse import QUESTION_S, Pulse
 from ringpost.node.replicas.replicator import Replicator
+from ringpost.node.tls import Dialer
 
 SERVICE = "ringpost.internal.v1.PeerService"
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -60,6 +61,10 @@ class Owner(Protocol):
         """This node."""
 
     @property
+    def dialer(self) -> Dialer:
+        """Makes connections."""
+
+    @property
     def replicator(self) -> Replicator:
         """This node's replicas."""
 
@@ -91,7 +96,8 @@ class Peer:
         self._asking = loop.create_task(self._ask())
 
     def _connect(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self.ref.peer_address, options=channel_options())
+        self._certificate = self._owner.dialer.version
+        self._channel = self._owner.dialer.dial(self.ref.node, self.ref.peer_address, channel_options())
         self._replicate = self._channel.stream_stream(
             f"/{SERVICE}/Replicate",
             request_serializer=ReplicateRequest.SerializeToString,
@@ -187,6 +193,8 @@ class Peer:
     async def _run(self) -> None:
         tries = 0
         while True:
+            if self._certificate != self._owner.dialer.version:
+                self._connect_again()
             worked = await self._stream()
             self._owner.lost(self)
             tries = 0 if worked else tries + 1

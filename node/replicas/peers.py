@@ -20,6 +20,7 @@ from ringpost.node.replicas.outbox import ToFollower, ToLeader
 from ringpost.node.replicas.peer import Peer, Reach
 from ringpost.node.replicas.pulse import LOOK_S
 from ringpost.node.replicas.replicator import Replicator
+from ringpost.node.tls import Dialer
 
 _FENCE_TRIES = 8
 _FENCE_WAIT_S = 0.02
@@ -28,8 +29,11 @@ _FENCE_WAIT_S = 0.02
 class Peers:
     """One a node. `boxes` of the replicator."""
 
-    def __init__(self, replicator: Replicator, *, node: str, reach_changed: Callable[[str, Reach], None]) -> None:
+    def __init__(
+        self, replicator: Replicator, *, node: str, reach_changed: Callable[[str, Reach], None], dialer: Dialer
+    ) -> None:
         self._replicator = replicator
+        self.dialer = dialer
         self._node = node
         self._reach_changed = reach_changed
         self._peers: dict[str, Peer] = {}

@@ -19,6 +19,7 @@ from ringpost.node.replicas.outbox import ToFollower
 from ringpost.node.replicas.peer import SERVICE
 from ringpost.node.replicas.peers import Peers, fence_here
 from ringpost.node.replicas.replicator import Replicator
+from ringpost.node.tls import shows
 
 _HELLO_TRIES = 20
 _HELLO_WAIT_S = 0.05
@@ -81,7 +82,7 @@ class PeerServer:
         if first is _END or not first.HasField("hello"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "hello comes first")
         hello = first.hello
-        problem = await self._problem_of(hello)
+        problem = await self._problem_of(hello) if shows(context, hello.node) else "another node's certificate"
         if problem:
             await context.abort(grpc.StatusCode.UNAVAILABLE, problem)
         box = self._peers.to_follower(hello.node)

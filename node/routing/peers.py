@@ -7,8 +7,10 @@ from typing import Any
 import grpc
 
 from ringpost.node import log
+from ringpost.node.tls import Dialer
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
+_GRACE_S = 30.0
 
 
 def peer_options(send_bytes_max: int) -> list[tuple[str, int]]:
@@ -31,22 +33,23 @@ def peer_options(send_bytes_max: int) -> list[tuple[str, int]]:
 class Peers:
     """The channels, made at first use. A node that comes back at another address gets another one."""
 
-    def __init__(self, *, send_bytes_max: int) -> None:
+    def __init__(self, *, send_bytes_max: int, dialer: Dialer | None = None) -> None:
         self._options = peer_options(send_bytes_max)
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._dialer = dialer or Dialer()
+        self._channels: dict[str, tuple[tuple[str, int], grpc.aio.Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def channel(self, node: str, address: str) -> grpc.aio.Channel:
-        """The channel to a node."""
-        known = self._channels.get(node)
-        if known is not None and known[0] == address:
+        """The channel to a node. What was begun on one with an older certificate may go on for a while."""
+        known, way = self._channels.get(node), (address, self._dialer.version)
+        if known is not None and known[0] == way:
             return known[1]
         if known is not None:
-            task = asyncio.get_running_loop().create_task(known[1].close())
+            task = asyncio.get_running_loop().create_task(known[1].close(_GRACE_S if known[0][0] == address else None))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        made = grpc.aio.insecure_channel(address, options=self._options)
-        self._channels[node] = address, made
+        made = self._dialer.dial(node, address, self._options)
+        self._channels[node] = way, made
         return made
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from ringpost.node.routing.peers import Peers
 from ringpost.node.routing.relay import SubscriptionRelay
 from ringpost.node.routing.router import Router
 from ringpost.node.shard.store import Store
+from ringpost.node.tls import Dialer
 
 
 class Routing:
@@ -27,9 +28,10 @@ class Routing:
         merges: Mapping[str, Merge],
         limits: ForwardLimits,
         send_bytes_max: int,
+        dialer: Dialer | None = None,
     ) -> None:
         self.router = Router(view, node, store.leads)
-        self.peers = Peers(send_bytes_max=send_bytes_max)
+        self.peers = Peers(send_bytes_max=send_bytes_max, dialer=dialer)
         self.lanes = Lanes(self.router, self.peers, limits, accept=accept, made_room=made_room)
         self.relay = SubscriptionRelay(self.router, self.peers, hub, patience_ms=limits.patience_ms)
         self.calls = Calls(self.router, self.peers, merges, patience_ms=limits.patience_ms)

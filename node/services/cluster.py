@@ -12,6 +12,7 @@ from ringpost.cluster.view import ShardRecord, View
 from ringpost.node.errors import InvalidRequest, NotFound, Precondition, Unavailable
 from ringpost.node.services.members import DESIRED, cluster_state, member, members
 from ringpost.node.status import translated
+from ringpost.node.tls import Dialer
 from ringpost.v1 import cluster_pb2 as api
 from ringpost.v1.cluster_pb2_grpc import ClusterServiceServicer, ClusterServiceStub
 
@@ -32,12 +33,14 @@ class Cluster(ClusterServiceServicer):
         node_info: Callable[[], api.NodeInfo],
         *,
         node: str,
+        dialer: Dialer | None = None,
         accept_loss: AcceptLoss | None = None,
     ) -> None:
         """`accept_loss` None: there is one node only."""
         self._coordination = coordination
         self._node_info = node_info
         self._node = node
+        self._dialer = dialer or Dialer()
         self._accept_loss = accept_loss
 
     @translated
@@ -74,12 +77,12 @@ class Cluster(ClusterServiceServicer):
             raise _unknown(request.node)
         if not ref.alive:
             raise Unavailable(f"node {request.node!r} is not alive", reason="NODE_UNREACHABLE")
-        async with grpc.aio.insecure_channel(ref.address) as channel:
+        async with self._dialer.dial(ref.node, ref.peer_address or ref.address, ()) as channel:
             ask = ClusterServiceStub(channel).GetNode
             try:
                 answer: api.GetNodeResponse = await ask(api.GetNodeRequest(), timeout=_ASK_S)
             except grpc.aio.AioRpcError as error:
-                message = f"node {request.node!r} does not answer at {ref.address}"
+                message = f"node {request.node!r} does not answer at {ref.peer_address or ref.address}"
                 raise Unavailable(message, reason="NODE_UNREACHABLE", retry_after_ms=500) from error
         return answer
 

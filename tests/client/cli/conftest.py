@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +26,20 @@ class Ran(NamedTuple):
 Cli = Callable[..., Ran]
 
 
-def run_cli(*arguments: str, addr: str, home: Path, stdin: str = "", seconds: float = 60) -> Ran:
+def run_cli(
+    *arguments: str,
+    addr: str,
+    home: Path,
+    stdin: str = "",
+    seconds: float = 60,
+    environment: Mapping[str, str] | None = None,
+) -> Ran:
     """`ringpost …` as a user runs it: a process of its own, no terminal."""
     done = subprocess.run(
         [sys.executable, "-m", "ringpost.client.cli", *arguments],
         input=stdin.encode(),
         capture_output=True,
-        env={**os.environ, "RINGPOST_ADDR": addr, "RINGPOST_HOME": str(home)},
+        env={**os.environ, "RINGPOST_ADDR": addr, "RINGPOST_HOME": str(home), **(environment or {})},
         timeout=seconds,
         check=False,
     )
