@@ -18,6 +18,7 @@ from ringpost.client.cli import (
     nodes,
     pub,
     sub,
+    top,
     verify,
 )
 from ringpost.client.cli.command import Root
@@ -52,6 +53,7 @@ for _command in (
     members.node,
     cluster.cluster,
     nodes.check,
+    top.top,
     contexts.context,
     bench.bench,
     verify.verify,
