@@ -110,7 +110,7 @@ class Copies:
         """
         if not view.tombs and not self._deleting:
             return
-        mine = [tomb for tomb in view.tombs if tomb.node == self._node]
+        mine = [tomb for tomb in view.tombs if tomb.node == self._node and tomb.shard < len(view.shards)]
         self._deleting = {tomb: gone for tomb, gone in self._deleting.items() if tomb in mine}
         for tomb in mine:
             if tomb in self._deleting or view.shards[tomb.shard].replica(tomb.replica_id) is not None:
