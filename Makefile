@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5 --timeout 60
 INSTALL := $(PIP) install --quiet $(if $(filter true,$(CI)),-c constraints.txt)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo up test long system soak image compose-demo quick check proto bench wheel clean
+.PHONY: help setup demo up test long system soak image compose-demo quick check proto bench wheel release clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,7 @@ check: $(DEV) ## Lint, types, import borders, .proto style, generated code
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint proto
+	proto/breaking.sh $(BIN)/buf
 	$(BIN)/python proto/generate.py --check
 
 proto: $(DEV) ## Generate the Python code from the .proto files
@@ -71,6 +72,9 @@ bench: $(DEV) ## Measure Ringpost beside the gRPC ceiling and NATS; writes .benc
 
 wheel: $(DEV) ## Build the wheel in dist/
 	@$(BIN)/python -m build --no-isolation --wheel --outdir dist >/dev/null && ls dist/*.whl
+
+release: $(DEV) ## Make in dist/ what a release consists of, with a bill of materials and hashes
+	@PYTHON=$(abspath $(BIN)/python) deploy/release.sh
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .mypy_cache .ruff_cache .pytest_cache .hypothesis \
