@@ -6,6 +6,7 @@ import click
 
 from ringpost.client.cli import (
     bench,
+    bundle,
     channel,
     cluster,
     completion,
@@ -54,6 +55,7 @@ for _command in (
     cluster.cluster,
     nodes.check,
     top.top,
+    bundle.bundle,
     contexts.context,
     bench.bench,
     verify.verify,
