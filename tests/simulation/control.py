@@ -58,7 +58,7 @@ class Controller:
         suspected = record.shard in self._world.suspected
         led = leader is not None and self._session(view, leader.node) == leader.session
         if led and not suspected and not self._cut_off(record, view):
-            for step in (self._end_transfer, self._replace_lost, self._move, self._hand_over):
+            for step in (self._end_transfer, self._replace_lost, self._keep, self._move, self._hand_over):
                 if step(record, view):
                     return
             return
@@ -166,6 +166,16 @@ class Controller:
                 return self._propose(replace(record, replicas=copies), {lost.node: view.sessions[lost.node]})
             in_sync = tuple(i for i in record.in_sync if i != lost.replica_id)
             return self._propose(replace(record, in_sync=in_sync, replicas=others), {})
+        return False
+
+    def _keep(self, record: ShardRecord, view: View) -> bool:
+        """A copy that was to leave since it was lost, and that is here again with its directory, stays."""
+        for replica in record.replicas:
+            back = replica.role is Role.LEAVING and view.directories.get(replica.node) == replica.directory
+            alone = all(r is replica or r.node != replica.node for r in record.replicas)
+            if back and alone and replica.node in self._world.wanted[record.shard]:
+                stays = (replace(r, role=Role.MEMBER) if r is replica else r for r in record.replicas)
+                return self._propose(replace(record, replicas=tuple(stays)), {})
         return False
 
     def _learner(self, node: str, directory: str) -> Replica:

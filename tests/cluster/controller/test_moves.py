@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from ringpost.cluster.controller.decisions import Settings
 from ringpost.cluster.view import Desired, Replica, Role
 from tests.cluster.controller.world import World, started
@@ -284,6 +286,22 @@ def test_a_lost_copy_that_the_set_cannot_do_without_is_swapped() -> None:
     assert world.records[shard].in_sync_nodes == tuple(r.node for r in world.records[shard].replicas)
     assert world.records[shard].replica(lost.replica_id) is None
     assert all(len(r.replicas) == len(r.in_sync) == 2 for r in world.records.values())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_old_disk_of_a_node_that_got_another_comes_back_in_the_middle(steps: int) -> None:
+    world = started("a", "b")
+    old = world.members["b"].directory
+    for directory in ("f" * 32, old):
+        world.kill("b")
+        world.members["b"].directory = directory
+        world.start("b")
+        for _ in range(steps):
+            world.step()
+    world.settle()
+    for record in world.records.values():
+        assert len(record.replicas) == len(record.in_sync) == 2
+        assert {replica.role for replica in record.replicas} == {Role.MEMBER}
 
 
 def test_a_damaged_copy_is_made_anew_once_and_may_be_deleted() -> None:
