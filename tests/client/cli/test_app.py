@@ -36,7 +36,9 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 
 def test_the_product_s_commands_are_all_there() -> None:
-    wanted = "up down serve demo pub sub channel group msg node cluster check bench verify completion"
+    wanted = (
+        "up down serve demo pub sub channel group msg node cluster check bench verify completion context top bundle"
+    )
     assert sorted(main.commands) == sorted(wanted.split())
 
 
