@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+BENCH := $(VENV)/.bench-installed
 
 # The first interpreter on the PATH that is new enough; `make PYTHON=/path/to/python setup` overrides it.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -19,8 +20,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5 --timeout 60
 # CI takes exactly the versions that were tested; a person gets what the ranges in pyproject.toml allow.
 INSTALL := $(PIP) install --quiet $(if $(filter true,$(CI)),-c constraints.txt)
 PYTEST := $(BIN)/python -m pytest
+# Most tests wait more than they work, so several files at a time; what measures or needs the machine is long or system.
+BESIDE := -n 3 --dist loadfile
 
-.PHONY: help setup demo up test long system soak image compose-demo quick check proto bench wheel release clean
+.PHONY: help setup demo up test long system guard soak image compose-demo quick check proto bench wheel release clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,13 +37,16 @@ up: $(RUNTIME) ## Start a local node in the background; `.venv/bin/ringpost down
 	@$(BIN)/ringpost up
 
 test: $(DEV) ## Run the tests (below ten minutes)
-	@$(PYTEST) -m 'not long and not system'
+	@$(PYTEST) $(BESIDE) -m 'not long and not system'
 
 long: $(DEV) ## Run the tests that `make test` leaves out: crashes, memory, many channels, other languages
 	@$(PYTEST) -m long
 
 system: $(DEV) ## Run all faults on a cluster of processes with etcd (about nine minutes)
 	@$(PYTEST) tests/system
+
+guard: $(DEV) ## Count the instructions of the hot path: has something become dearer? (needs valgrind)
+	@$(BIN)/python -m tests.benchmarks.guard
 
 quick: $(DEV) ## Run the tests that take seconds
 	@$(PYTEST) -m 'not slow and not long and not system'
@@ -67,8 +73,8 @@ compose-demo: image ## Show a cluster of containers that are killed, paused, cut
 	@PYTHON=$(BIN)/python deploy/image/build.sh etcd
 	@$(BIN)/python deploy/compose_demo.py
 
-bench: $(DEV) ## Measure Ringpost beside the gRPC ceiling and NATS; writes .benchmarks/
-	@$(BIN)/python tests/benchmarks/compare.py $(ARGS)
+bench: $(BENCH) ## Measure Ringpost beside raw gRPC, NATS, Redis and RabbitMQ; writes .benchmarks/ (ARGS=--full: all of it)
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 wheel: $(DEV) ## Build the wheel in dist/
 	@$(BIN)/python -m build --no-isolation --wheel --outdir dist >/dev/null && ls dist/*.whl
@@ -78,7 +84,7 @@ release: $(DEV) ## Make in dist/ what a release consists of, with a bill of mate
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		.import_linter_cache tests/interop/rust/target
+		.import_linter_cache tests/interop/*/target tests/benchmarks/load/target
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -99,3 +105,8 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Ringpost and what it needs for development"
 	@$(INSTALL) --editable '.[dev]'
 	@touch $(RUNTIME) $@
+
+$(BENCH): pyproject.toml constraints.txt | $(DEV)
+	@echo "installing the peers' clients"
+	@$(INSTALL) --editable '.[dev,bench]'
+	@touch $@

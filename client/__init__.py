@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringpost.client.api import Client, connect
     from ringpost.client.batch import OutMessage
+    from ringpost.client.connection import token_file
     from ringpost.client.errors import (
         AlreadyExists,
         BufferFull,
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
         InvalidRequest,
         LeaseLost,
         NotFound,
+        OffsetMismatch,
         OutOfRange,
         Precondition,
+        Reject,
+        RequestFailed,
+        Retry,
         RingpostError,
         Timeout,
         Unavailable,
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from ringpost.client.options import Options
     from ringpost.client.pool import HandlerPool
     from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt
+    from ringpost.client.replies import ResponderPool
     from ringpost.client.settle import Settlement
     from ringpost.client.subscription import Subscription
 
@@ -54,12 +60,17 @@ _HOME = {
     "Message": "message",
     "MessageBatch": "message",
     "NotFound": "errors",
+    "OffsetMismatch": "errors",
     "Options": "options",
     "OutMessage": "batch",
     "OutOfRange": "errors",
     "PendingPublish": "receipts",
     "Precondition": "errors",
     "Receipt": "receipts",
+    "Reject": "errors",
+    "Retry": "errors",
+    "RequestFailed": "errors",
+    "ResponderPool": "replies",
     "RingpostError": "errors",
     "Settlement": "settle",
     "Subscription": "subscription",
@@ -67,6 +78,7 @@ _HOME = {
     "Unavailable": "errors",
     "Violation": "errors",
     "connect": "api",
+    "token_file": "connection",
 }
 
 __all__ = [
@@ -85,12 +97,17 @@ __all__ = [
     "Message",
     "MessageBatch",
     "NotFound",
+    "OffsetMismatch",
     "Options",
     "OutMessage",
     "OutOfRange",
     "PendingPublish",
     "Precondition",
     "Receipt",
+    "Reject",
+    "Retry",
+    "RequestFailed",
+    "ResponderPool",
     "RingpostError",
     "Settlement",
     "Subscription",
@@ -98,6 +115,7 @@ __all__ = [
     "Unavailable",
     "Violation",
     "connect",
+    "token_file",
 ]
 
 

@@ -1,11 +1,12 @@
 """The unary services: channels, groups, messages, nodes, the cluster. Requests and answers are the API's messages."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
 from ringpost.client.caller import Caller
 from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, time_us_of, whole
+from ringpost.client.modes import mode_value
 from ringpost.v1 import (
     channel_pb2,
     channel_pb2_grpc,
@@ -16,6 +17,7 @@ from ringpost.v1 import (
     group_pb2_grpc,
     message_pb2,
     message_pb2_grpc,
+    subscribe_pb2,
 )
 
 _PAGE = 1_000
@@ -41,6 +43,11 @@ def start_of(place: Start | None) -> common_pb2.Start | None:
         case datetime() if place.tzinfo is not None:
             return common_pb2.Start(time_us=time_us_of("start", place))
     raise refused("start", f'must be "earliest", "latest", an offset or a datetime with a time zone, not {place!r}')
+
+
+def _range_of(first: int, last: int) -> common_pb2.OffsetRange:
+    whole("last", last, 0, MAX_UINT64)
+    return common_pb2.OffsetRange(first=whole("first", first, 0, last), last=last)
 
 
 class Channels:
@@ -114,15 +121,19 @@ class Groups:
         name: str,
         *,
         start: Start | None = None,
+        mode: str | None = None,
         config: group_pb2.GroupConfig | None = None,
     ) -> group_pb2.GroupInfo:
         """Makes a group that begins at `start` (default: earliest).
 
-        Raises `AlreadyExists`, `NotFound`, `OutOfRange`.
+        `mode`: "shared" (default), "key_ordered", "exclusive" or "failover"; it counts before `config.mode`. Raises
+        `AlreadyExists`, `NotFound`, `OutOfRange`, `InvalidRequest`.
         """
         check_name("channel", channel)
         check_name("name", name)
         request = group_pb2.AddGroupRequest(channel=channel, name=name, start=start_of(start), config=config)
+        if mode is not None:
+            request.config.mode = mode_value(mode)
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).AddGroup, request)
         return answer.group
 
@@ -147,6 +158,14 @@ class Groups:
             if not token:
                 return
 
+    async def set(self, channel: str, name: str, config: group_pb2.GroupConfig) -> group_pb2.GroupInfo:
+        """Changes what is present in `config`, for what is leased or fails from now on. Raises `NotFound`."""
+        check_name("channel", channel)
+        check_name("name", name)
+        request = group_pb2.SetGroupRequest(channel=channel, name=name, config=config)
+        answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SetGroup, request)
+        return answer.group
+
     async def seek(self, channel: str, name: str, to: Start) -> group_pb2.GroupInfo:
         """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`."""
         check_name("channel", channel)
@@ -154,6 +173,42 @@ class Groups:
         request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to))
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SeekGroup, request)
         return answer.group
+
+    async def pause(self, channel: str, name: str) -> group_pb2.GroupInfo:
+        """The group hands out nothing until it is resumed; what is leased stays so. Raises `NotFound`."""
+        check_name("channel", channel)
+        check_name("name", name)
+        request = group_pb2.PauseGroupRequest(channel=channel, name=name)
+        answer = await self._caller.repeat(lambda c: group_pb2_grpc.GroupServiceStub(c).PauseGroup, request)
+        return answer.group
+
+    async def resume(self, channel: str, name: str) -> group_pb2.GroupInfo:
+        """Ends a pause. Raises `NotFound`."""
+        check_name("channel", channel)
+        check_name("name", name)
+        request = group_pb2.ResumeGroupRequest(channel=channel, name=name)
+        answer = await self._caller.repeat(lambda c: group_pb2_grpc.GroupServiceStub(c).ResumeGroup, request)
+        return answer.group
+
+    async def settle(
+        self, channel: str, name: str, *ranges: tuple[int, int], reject: str | None = None
+    ) -> Sequence[subscribe_pb2.SettledRange]:
+        """Acks (first, last) ranges whoever holds them, or rejects them for a reason: at most 1,000.
+
+        For work that was finished when its stream ended, so that its message's own `ack` came too late. Sending it
+        again changes nothing. What became of them: done, settled already, or (beyond the end) unknown. Raises
+        `NotFound`.
+        """
+        check_name("channel", channel)
+        check_name("name", name)
+        asked = [_range_of(first, last) for first, last in ranges]
+        request = group_pb2.SettleMessagesRequest(channel=channel, group=name, ranges=asked)
+        if reject is None:
+            request.ack.SetInParent()
+        else:
+            request.reject.reason = reject
+        answer = await self._caller.repeat(lambda c: group_pb2_grpc.GroupServiceStub(c).Settle, request)
+        return answer.results
 
     async def delete(self, channel: str, name: str) -> None:
         """Removes the group. Raises `NotFound`."""
@@ -180,6 +235,18 @@ class Messages:
         request = message_pb2.GetMessagesRequest(channel=channel, offset=offset, max_messages=max_messages)
         answer = await self._caller.read(lambda c: message_pb2_grpc.MessageServiceStub(c).GetMessages, request)
         return list(answer.messages)
+
+    async def explain(self, channel: str, offset: int, group: str = "") -> message_pb2.ExplainMessageResponse:
+        """Where a message is, and why it is not being delivered now: to each group of the channel, or to one.
+
+        Any offset (0 to 2**64-1) has an answer. Raises `NotFound`.
+        """
+        check_name("channel", channel)
+        whole("offset", offset, 0, MAX_UINT64)
+        if group:
+            check_name("group", group)
+        request = message_pb2.ExplainMessageRequest(channel=channel, offset=offset, group=group)
+        return await self._caller.read(lambda c: message_pb2_grpc.MessageServiceStub(c).ExplainMessage, request)
 
 
 class Node:

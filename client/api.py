@@ -10,20 +10,25 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from ringpost.client.admin import Channels, Cluster, Groups, Messages, Node, Start, start_of
-from ringpost.client.batch import Publishable, as_bytes, encode_data, encode_message
+from ringpost.client.batch import OutMessage, Publishable, as_bytes, encode_data, encode_message
 from ringpost.client.caller import Caller
-from ringpost.client.checks import check_name, refused, text_bytes, time_us_of, whole
-from ringpost.client.connection import Connections, parse_targets
+from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, time_us_of, whole
+from ringpost.client.connection import Connections, Token, parse_targets
 from ringpost.client.consumer import Consumer
+from ringpost.client.dead_letters import DeadLetters
 from ringpost.client.errors import AlreadyExists, Closed, RingpostError
-from ringpost.client.message import MAX_NACK_DELAY_MS
+from ringpost.client.message import MAX_NACK_DELAY_MS, Message
+from ringpost.client.modes import mode_value
 from ringpost.client.options import Options
 from ringpost.client.pool import Handler, HandlerPool
 from ringpost.client.publisher import Publisher
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt, durability_value
+from ringpost.client.replies import ResponderPool
+from ringpost.client.requests import TIMEOUT_S_MAX, Requests
 from ringpost.client.router import Router
 from ringpost.client.session import Request
 from ringpost.client.subscription import Subscription
+from ringpost.client.tracing import current_context, with_context
 from ringpost.v1 import cluster_pb2
 
 _log = logging.getLogger(__name__)
@@ -35,21 +40,24 @@ _LAST_FLUSH_S = 0.5
 _PREFETCH_BYTES = 8 * 1024 * 1024
 _MAX_WINDOW = 1 << 40
 _MAX_CONCURRENCY = 100_000
-_S = TypeVar("_S", Subscription, HandlerPool)
+_S = TypeVar("_S", bound=Subscription | HandlerPool)
+_P = TypeVar("_P", bound=HandlerPool)
 
 
 def connect(
     target: str | Sequence[str] | None = None,
     *,
     credentials: grpc.ChannelCredentials | None = None,
-    token: str | None = None,
+    token: Token | None = None,
     options: Options | None = None,
 ) -> "Client":
     """A client, to be entered (`async with connect() as mq`) or awaited (`mq = await connect()`, then `mq.close()`).
 
     `target`: host:port, several separated by commas, or a list; default: RINGPOST_ADDR, then localhost:7400. One of
     a cluster is enough: the others are learned from it (`options.routing`), unless it does not answer at first.
-    `credentials`: for TLS, of `grpc.ssl_channel_credentials`. `token`: sent as `authorization: Bearer …`.
+    `credentials`: for TLS, of `grpc.ssl_channel_credentials`. `token`: sent as `authorization: Bearer …`;
+    a function is asked for it each time, such as `token_file(path)`, so that a token can be renewed. Without
+    credentials it goes out in plain text, which is warned of once unless the node is on this machine.
     Entering raises `Unavailable` when no node answers within `options.connect_timeout`, `Denied` when it refuses.
     """
     default = os.environ.get("RINGPOST_ADDR") or DEFAULT_TARGET
@@ -60,14 +68,16 @@ class Client:
     """One program's connection to Ringpost; made by `connect`. Belongs to the event loop in which it was entered."""
 
     def __init__(
-        self, addresses: list[str], credentials: grpc.ChannelCredentials | None, token: str | None, options: Options
+        self, addresses: list[str], credentials: grpc.ChannelCredentials | None, token: Token | None, options: Options
     ) -> None:
         self.options = options
+        self._context = current_context() if options.tracing else None
         self._connections = Connections(addresses, credentials, token)
         self._router = Router(self._connections, direct=options.routing == "direct")
         caller = Caller(self._connections, self._router, options.request_timeout)
         self.channels = Channels(caller)
         self.groups = Groups(caller)
+        self.dead_letters = DeadLetters(caller)
         self.messages = Messages(caller)
         self.node = Node(caller)
         self.cluster = Cluster(caller)
@@ -75,6 +85,7 @@ class Client:
         self.connected_to: cluster_pb2.NodeInfo | None = None
         self._publisher: Publisher | None = None
         self._subscriptions: list[Subscription | HandlerPool] = []
+        self._requests = Requests(self.channels, self.publish, self._inbox_subscription, options.inbox_prefix)
         self._closed = False
         self._closer: asyncio.Task[RingpostError | None] | None = None
         # Whether `close` has raised what it found.
@@ -141,6 +152,7 @@ class Client:
                     _log.error("closing a subscription", exc_info=problem)
             if self._publisher is not None:
                 await self._publisher.close(max(_LAST_FLUSH_S, deadline - loop.time()))
+            await self._requests.close()
         except RingpostError as error:
             return error
         finally:
@@ -165,17 +177,24 @@ class Client:
         message_id: str | None = None,
         durability: str = "quorum",
         time: datetime | int | None = None,
+        expected_offset: int | None = None,
     ) -> Receipt:
         """Publishes one message and waits until it is stored as durably as asked ("memory", "leader", "quorum").
 
         `time` is the producer's own: a datetime with a zone, or microseconds since 1970; none by default.
         Waits before that while too much is unanswered. Messages published together travel together.
+        `expected_offset`: store it only if it gets exactly this offset; another one raises `OffsetMismatch`, with the
+        channel's `next_offset`, and nothing was stored.
         Raises `RingpostError`; unless its `outcome_open` is set, nothing was stored. `InvalidRequest` at once for what
         cannot be sent.
         """
         check_name("channel", channel)
-        entry = _encode(data, key, headers, message_id, time)
-        pending = await self._publishing().add_when_room(channel, entry, durability_value(durability))
+        context = self._context() if self._context is not None else ""
+        if expected_offset is not None:
+            one = OutMessage(data, key, with_context(headers, context), message_id, _time_us(time))
+            return (await self._publish_expected(channel, [one], durability, expected_offset, context)).first
+        entry = _encode(data, key, with_context(headers, context), message_id, time)
+        pending = await self._publishing().add_when_room(channel, entry, durability_value(durability), context)
         return await pending
 
     def publish_nowait(
@@ -193,18 +212,39 @@ class Client:
         Raises `BufferFull` when too much is unanswered.
         """
         check_name("channel", channel)
-        entry = _encode(data, key, headers, message_id, time)
-        return self._publishing().add(channel, entry, durability_value(durability))
+        context = self._context() if self._context is not None else ""
+        entry = _encode(data, key, with_context(headers, context), message_id, time)
+        return self._publishing().add(channel, entry, durability_value(durability), context)
 
     async def publish_many(
-        self, channel: str, messages: Iterable[Publishable], durability: str = "quorum"
+        self,
+        channel: str,
+        messages: Iterable[Publishable],
+        durability: str = "quorum",
+        expected_offset: int | None = None,
     ) -> list[BatchReceipt]:
         """Publishes bytes, strings, (key, data) pairs or `OutMessage`s, in order, the fastest way.
 
         Returns a receipt for each batch that was made of them. Raises the first error; other batches may be stored.
+        `expected_offset`: all of them go in one batch, stored whole or not at all, and only if its first message gets
+        exactly this offset; see `publish`. Raises `InvalidRequest` for what is too much for one batch.
         """
         check_name("channel", channel)
+        if expected_offset is not None:
+            return [await self._publish_expected(channel, messages, durability, expected_offset)]
         return await self._publishing().add_many(channel, messages, durability_value(durability))
+
+    async def _publish_expected(
+        self,
+        channel: str,
+        messages: Iterable[Publishable],
+        durability: str,
+        expected_offset: int,
+        context: str = "",
+    ) -> BatchReceipt:
+        whole("expected_offset", expected_offset, 0, MAX_UINT64)
+        level = durability_value(durability)
+        return await self._publishing().add_expected(channel, messages, level, expected_offset, context)
 
     async def flush(self) -> None:
         """Waits for everything published so far.
@@ -220,6 +260,7 @@ class Client:
         channel: str,
         *,
         group: str | None = None,
+        mode: str | None = None,
         start: Start | None = None,
         prefetch: int | None = None,
         prefetch_bytes: int = _PREFETCH_BYTES,
@@ -229,13 +270,16 @@ class Client:
     ) -> Subscription:
         """A subscription to iterate: `async for message in mq.subscription("orders", group="billing")`.
 
+        `mode`: how the group shares its messages, "shared", "key_ordered", "exclusive" or "failover": it is made so by
+        first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive group that has
+        its consumer already a newcomer raises `Exhausted`.
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
         `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
-        made = self._consumer(channel, group, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
         return self._keep(Subscription(made))
 
     async def subscribe(
@@ -244,10 +288,11 @@ class Client:
         callback: Handler,
         *,
         group: str | None = None,
+        mode: str | None = None,
         start: Start | None = None,
         max_concurrency: int = 10,
         ordered: bool = False,
-        nack_delay: float = 1.0,
+        nack_delay: float | None = None,
         prefetch: int | None = None,
         prefetch_bytes: int = _PREFETCH_BYTES,
         consumer: str = "",
@@ -257,19 +302,96 @@ class Client:
         """Calls `callback(message)` for every message, in a bounded pool; returns when the subscription stands.
 
         Async callables run on the event loop, plain ones in threads; never more than `max_concurrency` at once;
-        `ordered`: one at a time, in order. In a group, returning acks and raising nacks with `nack_delay` seconds,
-        unless the callback settled the message itself; leases are kept meanwhile. Other parameters as `subscription`,
-        but `prefetch` in groups is twice max_concurrency. Raises the broker's refusal.
+        `ordered`: one at a time, in order. In a group, returning acks; raising `Retry` or `Reject` says what to do with
+        the message, other exceptions nack it with `nack_delay` seconds (default: as the group's retry policy says, one
+        second where it has none); unless the callback settled it itself. Leases are kept meanwhile. Other parameters as
+        `subscription`, but `prefetch` in groups is twice max_concurrency. Raises the broker's refusal.
         """
         whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
-        if not 0 <= nack_delay * 1000 <= MAX_NACK_DELAY_MS:
-            raise refused("nack_delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {nack_delay}")
+        _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
-        made = self._consumer(channel, group, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
+        return await self._standing(pool)
+
+    # -- request and reply ----------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        channel: str,
+        data: bytes | str,
+        *,
+        timeout: float = 5.0,
+        key: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        durability: str = "quorum",
+    ) -> Message:
+        """Publishes a message and waits for the answer of whoever responds on the channel, up to a day.
+
+        The first request makes this client's inbox, a channel below `options.inbox_prefix`, which `close` removes.
+        Raises `Timeout` after `timeout` seconds (with `outcome_open`: somebody may have worked on it), `RequestFailed`
+        when the responder refused, `RingpostError` when the request could not be stored.
+        """
+        self._publishing()
+        check_name("channel", channel)
+        if not 0.001 <= timeout <= TIMEOUT_S_MAX:
+            raise refused("timeout", f"0.001 to {TIMEOUT_S_MAX:,.0f} seconds, not {timeout}")
+        how: dict[str, Any] = {"timeout": timeout, "key": key, "headers": headers, "durability": durability}
+        return await self._requests.request(channel, data, **how)
+
+    async def respond(
+        self,
+        channel: str,
+        handler: Handler,
+        *,
+        group: str = "responders",
+        max_concurrency: int = 10,
+        nack_delay: float = 1.0,
+        durability: str = "quorum",
+        consumer: str = "",
+        prefetch: int | None = None,
+    ) -> ResponderPool:
+        """Answers the channel's requests by what `handler(message)` returns; returns when the subscription stands.
+
+        None, bytes, str, (key, data) or `OutMessage`. All responders of one `group` share the requests. A handler that
+        raises `RequestFailed` refuses; after any other exception the request is delivered again, to whomever, while
+        somebody waits for it. A request is worked on at least once: a lost responder's goes to another. What is late is
+        not worked on, by this machine's clock and the nodes'. `durability` is that of answers; the rest as `subscribe`.
+        """
+        whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
+        _check_delay(nack_delay)
+        check_name("group", group)
+        durability_value(durability)
+        window = prefetch or 2 * max_concurrency
+        made = self._consumer(channel, group, None, None, window, _PREFETCH_BYTES, consumer, 10.0, None)
+        pool = ResponderPool(
+            made,
+            handler,
+            publish=self._answer,
+            max_concurrency=max_concurrency,
+            nack_delay=nack_delay,
+            durability=durability,
+        )
+        return await self._standing(pool)
+
+    async def _answer(
+        self, channel: str, data: bytes | str, key: bytes | str | None, headers: Mapping[str, str], *, durability: str
+    ) -> Receipt:
+        """`publish` for handlers, which may still run while the client closes."""
+        assert self._publisher is not None, "there is a subscription"
+        check_name("channel", channel)
+        context = self._context() if self._context is not None else ""
+        entry = _encode(data, key, with_context(headers, context), None, None)
+        return await (await self._publisher.add_when_room(channel, entry, durability_value(durability), context))
+
+    def _inbox_subscription(self, channel: str) -> Subscription:
+        return self.subscription(channel, start="earliest")
+
+    async def _standing(self, pool: _P) -> _P:
+        """Keeps a pool once its subscription stands. Raises the broker's refusal."""
         self._keep(pool)
         try:
-            await made.wait_opened()
+            await pool.opened()
         except BaseException:
             await pool.close(0.0)
             raise
@@ -279,6 +401,7 @@ class Client:
         self,
         channel: str,
         group: str | None,
+        mode: str | None,
         start: Start | None,
         window_messages: int,
         window_bytes: int,
@@ -290,6 +413,8 @@ class Client:
         check_name("channel", channel)
         if group is not None and group != "":
             check_name("group", group)
+        elif mode is not None:
+            raise refused("mode", "says something only with a group")
         text_bytes("consumer", consumer)
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
@@ -298,6 +423,7 @@ class Client:
         request = Request(
             channel=channel,
             group=group or "",
+            mode=mode_value(mode),
             consumer=consumer,
             start=None if group else start_of(start),
             window_messages=window_messages,
@@ -307,10 +433,10 @@ class Client:
             close_timeout=self.options.close_timeout,
             max_lease=self.options.max_lease,
         )
-        prepare = self._group_maker(channel, group, start)
+        prepare = self._group_maker(channel, group, mode, start)
         return Consumer(self._connections, self._router, request, prepare=prepare, on_gap=on_gap)
 
-    def _group_maker(self, channel: str, group: str | None, start: Start | None) -> Any:
+    def _group_maker(self, channel: str, group: str | None, mode: str | None, start: Start | None) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""
         if not group or start is None:
             return None
@@ -318,7 +444,7 @@ class Client:
 
         async def make() -> None:
             try:
-                await self.groups.add(channel, group, start=start)
+                await self.groups.add(channel, group, start=start, mode=mode)
             except AlreadyExists:
                 return
 
@@ -330,6 +456,11 @@ class Client:
         return subscription
 
 
+def _check_delay(nack_delay: float | None) -> None:
+    if nack_delay is not None and not 0 <= nack_delay * 1000 <= MAX_NACK_DELAY_MS:
+        raise refused("nack_delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {nack_delay}")
+
+
 def _encode(
     data: bytes | str,
     key: bytes | str | None,
@@ -339,5 +470,8 @@ def _encode(
 ) -> bytes:
     if key is None and headers is None and message_id is None and time is None:
         return encode_data(as_bytes(data))
-    time_us = time if isinstance(time, int) else 0 if time is None else time_us_of("time", time)
-    return encode_message(as_bytes(data), key, headers, message_id, time_us)
+    return encode_message(as_bytes(data), key, headers, message_id, _time_us(time))
+
+
+def _time_us(time: datetime | int | None) -> int:
+    return time if isinstance(time, int) else 0 if time is None else time_us_of("time", time)

@@ -69,10 +69,19 @@ class Caller:
         request: Request,
         within: float | None = None,
     ) -> Response:
-        """As `call`, tried again while no node is available, for `within` seconds. For calls that change nothing.
+        """As `repeat`, for calls that change nothing: so no error of it leaves an outcome open."""
+        try:
+            return await self.repeat(unary, request, within)
+        except RingpostError as error:
+            raise error.copy(outcome_open=False) from None
 
-        So no error of it leaves an outcome open.
-        """
+    async def repeat(
+        self,
+        unary: "Unary[Request, Response]",
+        request: Request,
+        within: float | None = None,
+    ) -> Response:
+        """As `call`, tried again while no node is available, for `within` seconds. For calls that may be made twice."""
         self._connections.check_loop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (within or self._timeout)
@@ -88,13 +97,13 @@ class Caller:
                 if late:
                     self._router.failed(address)
                 if not _is_broken(error) and not late:
-                    raise error.copy(outcome_open=False) from None
+                    raise
                 if self._router.any_address() not in tried:
                     continue
                 tried.clear()
                 delay = backoff.next_delay()
                 if loop.time() + delay >= deadline:
-                    raise error.copy(outcome_open=False) from None
+                    raise
             await asyncio.sleep(delay)
 
     def _attempt_s(self, left: float) -> float:

@@ -10,13 +10,14 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from time import monotonic
+from typing import Final
 
 import grpc
 from crc32c import crc32c
 from google.protobuf.message import DecodeError
 
 from ringpost.client import wire
-from ringpost.client.connection import Backoff, Connections, is_hopeless
+from ringpost.client.connection import Backoff, Connections
 from ringpost.client.credit import Credit
 from ringpost.client.errors import (
     Closed,
@@ -40,6 +41,10 @@ _ROLE = "subscribe"
 # Settlements that nobody waits for are gathered so long.
 _GATHER_S = 0.003
 _EXTEND = Action("extend")
+_OCCUPIED: Final = "GROUP_OCCUPIED"
+# Logged for whoever wants to tell of it, with the channel.
+INTERRUPTED: Final = "the subscription to %s is interrupted: %s"
+RESUMED: Final = "the subscription to %s goes on"
 
 
 class Consumer:
@@ -86,6 +91,7 @@ class Consumer:
         self._tried: set[str] = set()
         self._stopped = False
         self._closing = False
+        self._interrupted = False
         self._last_problem: RingpostError | None = None
         self._runner = self._loop.create_task(self._run(), name=f"ringpost-subscription {request.channel}")
 
@@ -161,10 +167,11 @@ class Consumer:
         if self._closing or self.error is not None:
             return
         self._last_problem = problem
-        if is_hopeless(problem) or isinstance(problem, NotFound | OutOfRange | Precondition):
+        if self._connections.is_hopeless(problem) or isinstance(problem, NotFound | OutOfRange | Precondition):
             self._fail(problem)
             return
-        _log.info("the subscription to %s is interrupted: %s", self.request.channel, problem)
+        self._interrupted = True
+        _log.info(INTERRUPTED, self.request.channel, problem)
         self._router.heed(self.request.channel, problem)
         self._router.refresh()
         if self._router.address(self.request.channel) in self._tried:
@@ -178,7 +185,10 @@ class Consumer:
             except RingpostError as error:
                 return error
             self._prepare = None
-        return await self._serve()
+        try:
+            return await self._serve()
+        except RingpostError as unsent:  # no stream can be opened with such a token
+            return unsent
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -226,6 +236,7 @@ class Consumer:
         command.open.subscription_id = SUBSCRIPTION_ID
         command.open.channel = request.channel
         command.open.group = request.group
+        command.open.mode = request.mode
         command.open.consumer = request.consumer
         command.open.heartbeat_interval_ms = request.heartbeat_interval_ms
         command.open.credit.CopyFrom(credit.grant())
@@ -310,6 +321,7 @@ class Consumer:
             count=count,
             append_time_us=delivered.append_time_us,
             attempt=delivered.attempt,
+            last_reason=delivered.last_reason,
             leases=session.leases if self.request.group else None,
         )
         if not self._stopped:
@@ -318,6 +330,9 @@ class Consumer:
 
     def _on_opened(self, session: Session, opened: subscribe_pb2.Opened) -> None:
         session.opened = True
+        if self._interrupted:
+            self._interrupted = False
+            _log.info(RESUMED, self.request.channel)
         self._backoff.reset()
         self._tried = {session.stream.address}
         self._router.worked(session.stream.address)
@@ -354,7 +369,9 @@ class Consumer:
             return
         session.told = True
         session.error = from_failure(closed.failure)
-        if session.error.code is not grpc.StatusCode.UNAVAILABLE and session.error.retry_after_ms == 0:
+        # Whoever had the group's only place may find its own broken stream there; a newcomer is told.
+        taken = session.error.reason == _OCCUPIED and not self.opened.done()
+        if taken or (session.error.code is not grpc.StatusCode.UNAVAILABLE and session.error.retry_after_ms == 0):
             self._fail(session.error)
         session.stream.cancel()
 

@@ -19,6 +19,26 @@ _DETAILS_KEY = "grpc-status-details-bin"
 SURELY_NOT = frozenset({"NOT_APPENDED", "NOT_LEADER"})
 
 
+class Retry(Exception):  # noqa: N818
+    """Raised by a handler: not done, deliver the message again after `delay` seconds, at most seven days.
+
+    0: as the group's retry policy says. `reason`: for whoever gets it next; what is above 1,024 bytes is cut off.
+    """
+
+    def __init__(self, delay: float = 0.0, reason: str = "") -> None:
+        super().__init__(delay, reason)
+        self.delay = delay
+        self.reason = reason
+
+
+class Reject(Exception):  # noqa: N818
+    """Raised by a handler: the message will never be done. `reason`: what is above 1,024 bytes is cut off."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Violation(NamedTuple):
     """One request field at fault: its path and what is wrong with it."""
 
@@ -110,6 +130,17 @@ class Precondition(RingpostError):  # noqa: N818
     reason = "FAILED_PRECONDITION"
 
 
+class OffsetMismatch(Precondition):
+    """The channel has gone on: the message would not get the expected offset. Nothing was stored."""
+
+    reason = "OFFSET_MISMATCH"
+
+    @property
+    def next_offset(self) -> int:
+        """The offset that the channel's next message gets; everything below it can be read."""
+        return int(self.metadata.get("next_offset", 0))
+
+
 class Denied(RingpostError):  # noqa: N818
     """Not authenticated, or not allowed."""
 
@@ -142,6 +173,13 @@ class DataCorrupted(DataLoss):
     """A delivered batch does not match its CRC-32C or its count."""
 
     reason = "DATA_CORRUPTED"
+
+
+class RequestFailed(RingpostError):  # noqa: N818
+    """The responder refused the request; the message is its own. Raise it in a handler of `respond` to say so."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "REQUEST_FAILED"
 
 
 class LeaseLost(RingpostError):  # noqa: N818
@@ -181,6 +219,7 @@ _BY_CODE: dict[grpc.StatusCode, type[RingpostError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Timeout,
     grpc.StatusCode.DATA_LOSS: DataLoss,
 }
+_BY_REASON: dict[str, type[RingpostError]] = {OffsetMismatch.reason: OffsetMismatch}
 _OPEN_CODES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -198,11 +237,15 @@ def _is_open(code: grpc.StatusCode, reason: str) -> bool:
     return code in _OPEN_CODES and reason not in SURELY_NOT
 
 
+def _class_of(code: grpc.StatusCode, reason: str) -> type[RingpostError]:
+    return _BY_REASON.get(reason) or _BY_CODE.get(code, RingpostError)
+
+
 def from_failure(failure: common_pb2.Failure) -> RingpostError:
     """The error that a stream answer carries."""
     code = _BY_NUMBER.get(failure.code, grpc.StatusCode.UNKNOWN)
     reason = failure.reason or code.name
-    return _BY_CODE.get(code, RingpostError)(
+    return _class_of(code, reason)(
         failure.message or reason,
         code=code,
         reason=reason,
@@ -226,7 +269,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> RingpostError:
             violations = [Violation(v.field, v.description) for v in bad.field_violations]
     reason = reason or code.name
     text = error.details() or reason
-    return _BY_CODE.get(code, RingpostError)(
+    return _class_of(code, reason)(
         text,
         code=code,
         reason=reason,

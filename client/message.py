@@ -37,11 +37,18 @@ class _Settles(ABC):
         """
         return self._settle(ACK_UP_TO if cumulative else ACK, final=True)
 
-    def nack(self, delay: float = 0.0) -> Settlement:
-        """Not done; delivered again after `delay` seconds (at most seven days) with attempt + 1."""
-        if not 0 <= delay * 1000 <= MAX_NACK_DELAY_MS:
-            raise refused("delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {delay}")
-        return self._settle(Action("nack", round(delay * 1000)), final=True)
+    def nack(self, delay: float = 0.0, reason: str = "", *, fallback: float = 0.0) -> Settlement:
+        """Not done; delivered again with attempt + 1 after `delay` seconds (at most seven days).
+
+        0: after what the group's retry policy says; where it has none, after `fallback`. `reason`: at most 1,024 bytes,
+        for whoever gets the message next.
+        """
+        for name, seconds in (("delay", delay), ("fallback", fallback)):
+            if not 0 <= seconds * 1000 <= MAX_NACK_DELAY_MS:
+                raise refused(name, f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {seconds}")
+        _check_reason(reason)
+        action = Action("nack", round(delay * 1000), reason, fallback=round(fallback * 1000))
+        return self._settle(action, final=True)
 
     def extend(self, seconds: float = 0.0) -> Settlement:
         """Still working: the lease ends `seconds` from now (1 to 43,200); 0: the group's ack deadline from now."""
@@ -51,8 +58,7 @@ class _Settles(ABC):
 
     def reject(self, reason: str = "") -> Settlement:
         """Will never be done: settled like an ack and counted as rejected. `reason`: at most 1,024 bytes."""
-        if len(text_bytes("reason", reason)) > MAX_REASON_BYTES:
-            raise refused("reason", f"at most {MAX_REASON_BYTES:,} bytes")
+        _check_reason(reason)
         return self._settle(Action("reject", 0, reason), final=True)
 
 
@@ -67,6 +73,7 @@ class MessageBatch(_Settles):
         "channel",
         "count",
         "first_offset",
+        "last_reason",
         "leases",
         "settled",
         "size",
@@ -82,6 +89,7 @@ class MessageBatch(_Settles):
         append_time_us: int,
         attempt: int,
         leases: Leases | None,
+        last_reason: str = "",
     ) -> None:
         self.channel = channel
         self.first_offset = first_offset
@@ -90,6 +98,8 @@ class MessageBatch(_Settles):
         self.append_time_us = append_time_us
         # Groups: which delivery this is, from 1. 0 without a group.
         self.attempt = attempt
+        # Groups, from attempt 2 on: why the delivery before failed. Empty when nobody said.
+        self.last_reason = last_reason
         # Encoded bytes.
         self.size = len(raw)
         # None without a group.
@@ -180,6 +190,11 @@ class Message(_Settles):
         return self.batch.attempt
 
     @property
+    def last_reason(self) -> str:
+        """Groups, from attempt 2 on: why the delivery before failed. Empty when nobody said."""
+        return self.batch.last_reason
+
+    @property
     def settled(self) -> bool:
         """Whether it was acked, nacked or rejected here, by itself or with its batch."""
         return self._settled or self.batch.settled
@@ -194,6 +209,11 @@ class Message(_Settles):
     def _settle(self, action: Action, *, final: bool) -> Settlement:
         self._settled |= final
         return _leases_of(self.batch).settle(action, self.offset, self.offset)
+
+
+def _check_reason(reason: str) -> None:
+    if len(text_bytes("reason", reason)) > MAX_REASON_BYTES:
+        raise refused("reason", f"at most {MAX_REASON_BYTES:,} bytes")
 
 
 def _leases_of(batch: MessageBatch) -> Leases:

@@ -53,6 +53,10 @@ class Outlet:
         assert opened is not None
         self.enqueue(b"".join(opened.parts), opened.ticket, opened.durability, opened.deadline)
 
-    def enqueue(self, payload: bytes, ticket: Ticket, durability: int, deadline: float) -> None:
+    def enqueue(
+        self, payload: bytes, ticket: Ticket, durability: int, deadline: float, expected_offset: int | None = None
+    ) -> None:
         """Hands an encoded batch to the producer; its outcome goes to the ticket."""
-        self.lane.enqueue(OutBatch(payload, ticket.count, crc32c(payload), durability, deadline, ticket))
+        batch = OutBatch(payload, ticket.count, crc32c(payload), durability, deadline, ticket)
+        batch.expected_offset = expected_offset
+        self.lane.enqueue(batch)

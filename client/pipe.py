@@ -117,6 +117,8 @@ class Pipe:
                 continue
             try:
                 error = await self._serve()
+            except RingpostError as unsent:  # no stream can be opened with such a token
+                error = unsent
             except Exception as bug:
                 _log.exception("the publish stream to %s ended by a bug of this client", self.address)
                 error = Unavailable(f"bug in the client: {bug!r}", outcome_open=True)

@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeAlias
 
 from ringpost.client.consumer import Consumer
-from ringpost.client.errors import RingpostError
-from ringpost.client.message import Message, MessageBatch
+from ringpost.client.errors import InvalidRequest, Reject, Retry, RingpostError
+from ringpost.client.message import MAX_REASON_BYTES, Message, MessageBatch
 
 _log = logging.getLogger(__name__)
 # A worker whose handlers never wait lets others run after so many messages.
 _BREATH = 64
 
+# After a failure in a group without a policy, when the subscriber does not say how long.
+_FALLBACK_S = 1.0
 # How long `close` waits for a cancelled handler, and for the node when the handlers have used up its time.
 _LAST_S = 0.5
 # The worker that this code, or the task that it started, was called by.
@@ -30,13 +32,14 @@ class HandlerPool:
     """Runs `handler` for every message, at most `max_concurrency` at a time, until closed.
 
     Async callables run on the event loop, plain ones in a thread pool of as many threads. `ordered`: one at a time,
-    in the channel's order. In a group: a handler that returns acks its message, one that raises nacks it with
-    `nack_delay`, unless the handler settled it; leases are extended while a message waits or is worked on.
-    An exception is logged once, here.
+    in the channel's order. In a group: a handler that returns acks its message; one that raises nacks it, `Retry` with
+    its own delay, others with `nack_delay` (None: by the group's policy, without one after a second); `Reject` rejects
+    it. Unless the handler settled it. Leases are extended while a message waits or is worked on. An exception but
+    those two is logged once, here.
     """
 
     def __init__(
-        self, consumer: Consumer, handler: Handler, *, max_concurrency: int, ordered: bool, nack_delay: float
+        self, consumer: Consumer, handler: Handler, *, max_concurrency: int, ordered: bool, nack_delay: float | None
     ) -> None:
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency: at least 1, not {max_concurrency}")
@@ -80,6 +83,10 @@ class HandlerPool:
     def gaps(self) -> int:
         """Number of offsets that were removed before they could be delivered."""
         return self._consumer.gaps
+
+    async def opened(self) -> None:
+        """Waits until the subscription stands. Raises the broker's refusal."""
+        await self._consumer.wait_opened()
 
     async def wait(self) -> None:
         """Waits until the subscription ends. Raises the error that ended it; returns when it was closed."""
@@ -200,24 +207,42 @@ class HandlerPool:
     async def _handle(self, message: Message) -> None:
         try:
             await self._call(message)
-        except (Exception, asyncio.CancelledError):
+        except (Retry, Reject) as verdict:
+            self._settle_as_told(message, verdict)
+        except (Exception, asyncio.CancelledError) as error:
             # A handler may let out the cancellation of something that it waited for; this task's own goes on.
             if (me := asyncio.current_task()) is not None and me.cancelling():
                 raise
             _log.exception("a handler failed on %s offset %d", message.channel, message.offset)
             if message.batch.leases is not None and not message.settled:
-                message.nack(self._nack_delay)
+                reason = _cut(f"{type(error).__name__}: {error}")
+                message.nack(self._nack_delay or 0.0, reason, fallback=_FALLBACK_S if self._nack_delay is None else 0.0)
         else:
             if message.batch.leases is not None and not message.settled:
                 message.ack()
 
+    def _settle_as_told(self, message: Message, verdict: Retry | Reject) -> None:
+        if message.batch.leases is None or message.settled:
+            return
+        if isinstance(verdict, Reject):
+            message.reject(_cut(verdict.reason))
+            return
+        try:
+            message.nack(verdict.delay, _cut(verdict.reason))
+        except InvalidRequest:
+            _log.exception("a handler failed on %s offset %d", message.channel, message.offset)
+            message.nack(0.0, _cut(verdict.reason), fallback=_FALLBACK_S)
+
     async def _call(self, message: Message) -> None:
+        """All that is done for a message; raises what its handler raises."""
+        await self._result(message)
+
+    async def _result(self, message: Message) -> object:
         if self._threads is None:
             result = self._handler(message)
         else:
             result = await self._loop.run_in_executor(self._threads, self._call_in_thread, message)
-        if inspect.isawaitable(result):
-            await result
+        return await result if inspect.isawaitable(result) else result
 
     def _call_in_thread(self, message: Message) -> object:
         try:
@@ -229,6 +254,11 @@ class HandlerPool:
     def _held(self) -> Iterable[tuple[int, int]]:
         held = [message for message in (*self._busy, *self._queue) if not message.settled]
         return ((message.offset, message.offset) for message in held)
+
+
+def _cut(reason: str) -> str:
+    """As much as a settlement may say, in text that can be encoded."""
+    return reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def _is_async(handler: Handler) -> bool:

@@ -14,11 +14,12 @@ A batch keeps its sequence numbers until it is *surely not stored*; it is never 
   the next batch goes to the new owner.
 - A batch is refused for good: it fails (`outcome_open` if it is open) and leaves a *hole* in the numbers. When one of
   its messages may be at fault and it is surely not stored, its halves, without numbers yet, take its place instead, so
-  that at last only the bad message fails. The channel settles. When no batch is `open` any more, the rest is renumbered
-  from 0 under a greater producer epoch, which fences whatever may still come late from an old stream. Open batches are
-  first sent again under their old numbers: the answer is either their offsets or SEQUENCE_GAP, which proves that they
-  are not stored (unless the batch that left the hole is open itself and might still arrive and let an old transmission
-  in behind it: then they fail, `outcome_open`).
+  that at last only the bad message fails; with DUPLICATE_IDS its parts that are stored and that are not, so that each
+  gets its answer. A batch that expects an offset is never cut. The channel settles. When no batch is `open` any more,
+  the rest is renumbered from 0 under a greater producer epoch, which fences whatever may still come late from an old
+  stream. Open batches are first sent again under their old numbers: the answer is either their offsets or SEQUENCE_GAP,
+  which proves that they are not stored (unless the batch that left the hole is open itself and might still arrive and
+  let an old transmission in behind it: then they fail, `outcome_open`).
 - SEQUENCE_GAP, UNKNOWN_PRODUCER without such a cause (the broker forgot the producer, or lost what was only in memory):
   the session is over. Batches that are open fail with an open outcome; the others, surely not stored, go on under a
   new producer id. PRODUCER_FENCED: everything that has numbers fails.
@@ -34,7 +35,7 @@ import grpc
 from crc32c import crc32c
 
 from ringpost.client.batch import cut
-from ringpost.client.errors import SURELY_NOT, AlreadyExists, InvalidRequest, RingpostError, Timeout
+from ringpost.client.errors import SURELY_NOT, AlreadyExists, InvalidRequest, OffsetMismatch, RingpostError, Timeout
 from ringpost.v1 import publish_pb2
 
 WINDOW: Final = 64
@@ -65,10 +66,20 @@ class OutBatch:
     # Answered with a consequence in this settling.
     gapped: bool = False
     last_error: RingpostError | None = None
+    # The offset that its first message must get. Such a batch is stored whole or not at all, so it is never cut.
+    expected_offset: int | None = None
 
-    def halves(self) -> "list[OutBatch]":
-        """Its messages in two batches without numbers. Only for a batch that is surely not stored."""
-        middle = self.count // 2
+    @property
+    def whole(self) -> bool:
+        """Whether it must not be cut: it has one message, or is stored whole or not at all."""
+        return self.count == 1 or self.expected_offset is not None
+
+    def halves(self, first: int = 0) -> "list[OutBatch]":
+        """Its messages in two batches without numbers, `first` of them in the first one, half by default.
+
+        Only for a batch that is surely not stored.
+        """
+        middle = first if 0 < first < self.count else self.count // 2
         end = cut(self.payload, middle)
         return [
             self._part(self.payload[:end], 0, middle),
@@ -201,7 +212,7 @@ class Lane:
 
     def _judge(self, batch: OutBatch, error: RingpostError, now: float) -> list[Effect]:
         batch.last_error = error
-        if isinstance(error, AlreadyExists):
+        if isinstance(error, AlreadyExists) and error.reason != "DUPLICATE_IDS":
             return [Failed(batch, error)]
         self._settling = True
         if error.reason in _CONSEQUENCES:
@@ -215,10 +226,11 @@ class Lane:
             self.resume_at = max(self.resume_at, now + max(_MIN_RETRY_S, error.retry_after_ms / 1000))
         else:
             self._hole = True
-            self._hole_open |= batch.open
-            if batch.count == 1 or batch.open or not _blames_messages(error):
-                return [Failed(batch, _with_outcome(error, batch.open))]
-            self._held += batch.halves()
+            still_open = batch.open and not _refused_for_ever(batch, error)
+            self._hole_open |= still_open
+            if not _may_cut(batch, error):
+                return [Failed(batch, _with_outcome(error, still_open))]
+            self._held += batch.halves(_prefix(error))
             return []
         self._held.append(batch)
         return []
@@ -300,8 +312,8 @@ class Lane:
         """Event: the stream that begins takes no batch above `max_bytes`. Only called with nothing outstanding."""
         effects: list[Effect] = []
         while large := [b for b in self.unsent if len(b.payload) > max_bytes]:
-            lost = [b for b in large if b.count == 1 or b.open]
-            parts = [part for b in large if b.count > 1 and not b.open for part in b.halves()]
+            lost = [b for b in large if b.whole or b.open]
+            parts = [part for b in large if not b.whole and not b.open for part in b.halves()]
             self._put_back(parts)
             self._drop(large)
             effects += [Failed(b, too_large(len(b.payload), max_bytes, b.open)) for b in lost]
@@ -337,11 +349,35 @@ def _is_temporary(error: RingpostError) -> bool:
     return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_ms > 0
 
 
+def _refused_for_ever(batch: OutBatch, error: RingpostError) -> bool:
+    """Whether no transmission of the batch is stored, and none will be that still arrives.
+
+    The broker looks at the numbers before it looks at ids and offsets, so what it refuses for these is not stored; and
+    a late transmission would be refused again: its ids are known, its place is taken.
+    """
+    if error.reason == "DUPLICATE_IDS":
+        return True
+    return isinstance(error, OffsetMismatch) and error.next_offset > (batch.expected_offset or 0)
+
+
+def _may_cut(batch: OutBatch, error: RingpostError) -> bool:
+    """Whether parts of a refused batch may go out in its place."""
+    if batch.whole:
+        return False
+    return error.reason == "DUPLICATE_IDS" or (_blames_messages(error) and not batch.open)
+
+
 def _blames_messages(error: RingpostError) -> bool:
     """Whether the batch was refused for what some of its messages are."""
     if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
         return False
     return not error.violations or any("batch" in violation.field for violation in error.violations)
+
+
+def _prefix(error: RingpostError) -> int:
+    """How many of the first messages the broker would take by themselves; 0: it does not say."""
+    said = error.metadata.get("prefix", "")
+    return int(said) if said.isdecimal() else 0
 
 
 def too_large(size: int, limit: int, outcome_open: bool = False) -> InvalidRequest:

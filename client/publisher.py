@@ -10,11 +10,13 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from time import monotonic
 
 from ringpost.client import wire
 from ringpost.client.batch import Publishable, encode_batches
-from ringpost.client.connection import Connections, is_hopeless
+from ringpost.client.checks import refused
+from ringpost.client.connection import Connections
 from ringpost.client.errors import BufferFull, Closed, RingpostError, from_failure
 from ringpost.client.options import Options
 from ringpost.client.outlet import OpenBatch, Outlet
@@ -64,7 +66,7 @@ class Publisher:
 
     # -- taking messages in ---------------------------------------------------------------------------------------
 
-    def add(self, channel: str, entry: bytes, durability: int) -> PendingPublish:
+    def add(self, channel: str, entry: bytes, durability: int, traceparent: str = "") -> PendingPublish:
         """Takes one encoded message. Raises `BufferFull`, `Closed`, and `InvalidRequest` for one that no node takes."""
         self._check_size(len(entry))
         if not self._fits(1, len(entry)):
@@ -81,6 +83,8 @@ class Publisher:
                 self._loop.call_at(self._loop.time() + self._options.linger_ms / 1000, self._mark, outlet)
             self._mark(outlet)
         ticket = opened.ticket
+        if traceparent and not ticket.traceparent:
+            ticket.traceparent = traceparent
         pending = PendingPublish(ticket, ticket.count)
         ticket.count += 1
         opened.parts.append(entry)
@@ -89,12 +93,12 @@ class Publisher:
         self._pending_bytes += len(entry)
         return pending
 
-    async def add_when_room(self, channel: str, entry: bytes, durability: int) -> PendingPublish:
+    async def add_when_room(self, channel: str, entry: bytes, durability: int, traceparent: str = "") -> PendingPublish:
         """As `add`, but waits while the buffer is full."""
         self._check_size(len(entry))
         while not self._fits(1, len(entry)):
             await self._wait_for_room()
-        return self.add(channel, entry, durability)
+        return self.add(channel, entry, durability, traceparent)
 
     async def add_many(self, channel: str, messages: Iterable[Publishable], durability: int) -> list[BatchReceipt]:
         """Publishes a whole list, encoded as it goes, and waits for all of it.
@@ -108,22 +112,55 @@ class Publisher:
             self._check_size(len(payload))
             while not self._fits(count, len(payload)):
                 await self._wait_for_room()
-            outlet = self._outlet(channel)
-            if outlet.open is not None:
-                outlet.seal()
             ticket = Ticket(channel, self._loop)
-            ticket.count = count
-            ticket.ask_all()
-            self._pending_messages += count
-            self._pending_bytes += len(payload)
-            outlet.enqueue(payload, ticket, durability, monotonic() + self._options.publish_timeout)
-            self._mark(outlet)
+            self._enqueue(ticket, payload, count, durability)
             tickets.append(ticket)
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
         for ticket in tickets:
             await ticket.wait()
         return [receipt for ticket in tickets for receipt in ticket.receipts()]
+
+    async def add_expected(
+        self,
+        channel: str,
+        messages: Iterable[Publishable],
+        durability: int,
+        expected_offset: int,
+        traceparent: str = "",
+    ) -> BatchReceipt:
+        """Publishes messages as one batch that is stored at `expected_offset`, whole or not at all, and waits for it.
+
+        Raises `InvalidRequest` for what does not fit in one batch, or is none at all.
+        """
+        batches = list(islice(encode_batches(messages, self._max_batch_bytes, self._options.max_batch_messages), 2))
+        if len(batches) != 1:
+            most = f"{self._options.max_batch_messages:,} messages and {self._max_batch_bytes:,} bytes"
+            raise refused("messages", f"with expected_offset they must be one batch: 1 message to {most}")
+        ((payload, count),) = batches
+        self._check_size(len(payload))
+        while not self._fits(count, len(payload)):
+            await self._wait_for_room()
+        ticket = Ticket(channel, self._loop)
+        ticket.traceparent = traceparent
+        self._enqueue(ticket, payload, count, durability, expected_offset)
+        await ticket.wait()
+        (receipt,) = ticket.receipts()
+        return receipt
+
+    def _enqueue(
+        self, ticket: Ticket, payload: bytes, count: int, durability: int, expected_offset: int | None = None
+    ) -> None:
+        """A batch that is closed already, behind all others of its channel."""
+        outlet = self._outlet(ticket.channel)
+        if outlet.open is not None:
+            outlet.seal()
+        ticket.count = count
+        ticket.ask_all()
+        self._pending_messages += count
+        self._pending_bytes += len(payload)
+        outlet.enqueue(payload, ticket, durability, monotonic() + self._options.publish_timeout, expected_offset)
+        self._mark(outlet)
 
     def _check_size(self, size: int) -> None:
         """One message above it would end the stream for all that share it."""
@@ -257,6 +294,8 @@ class Publisher:
             producer_id=lane.producer_id,
             producer_epoch=lane.producer_epoch,
             first_sequence=batch.sequence,
+            traceparent=batch.ticket.traceparent,
+            expected_offset=batch.expected_offset,
         )
 
     def opened(self, pipe: Pipe) -> None:
@@ -295,7 +334,10 @@ class Publisher:
         """A stream is over: what it carried is sent again, elsewhere when another node answers."""
         pipe.sent.clear()
         outlets = [outlet for outlet in self._active if outlet.pipe is pipe]
-        hopeless = is_hopeless(error)
+        hopeless = self._connections.is_hopeless(error)
+        for outlet in outlets:
+            if hopeless and outlet.open is not None:
+                outlet.seal()  # given up, too: no stream would take it
         effects = [(one, one.lane.abort(error) if hopeless else one.lane.stream_lost()) for one in outlets]
         if not self.closing:
             self._router.failed(pipe.address)

@@ -59,6 +59,12 @@ class BatchReceipt:
     def last_offset(self) -> int:
         return self.first_offset + self.count - 1
 
+    @property
+    def first(self) -> Receipt:
+        """That of its first message."""
+        how = (self.durability, self.replicas, self.owner, self.duplicate, self.append_time_us)
+        return Receipt(self.channel, self.first_offset, *how)
+
 
 Outcome: TypeAlias = publish_pb2.PublishResponse | RingpostError
 
@@ -69,11 +75,24 @@ class Ticket:
     A batch that was cut, because the broker refused it whole, has one outcome for each part.
     """
 
-    __slots__ = ("_all_asked", "_answered", "_asked", "_done", "_loop", "_parts", "_waiters", "channel", "count")
+    __slots__ = (
+        "_all_asked",
+        "_answered",
+        "_asked",
+        "_done",
+        "_loop",
+        "_parts",
+        "_waiters",
+        "channel",
+        "count",
+        "traceparent",
+    )
 
     def __init__(self, channel: str, loop: asyncio.AbstractEventLoop) -> None:
         self.channel = channel
         self.count = 0
+        # Of the first of its messages that is traced.
+        self.traceparent = ""
         self._loop = loop
         # Messages whose outcome somebody has asked for.
         self._asked: set[int] = set()

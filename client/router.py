@@ -9,7 +9,7 @@ from typing import Final
 import grpc
 
 from ringpost.client.connection import Connections
-from ringpost.client.errors import RingpostError, from_rpc_error
+from ringpost.client.errors import InvalidRequest, RingpostError, from_rpc_error
 from ringpost.client.routes import Routes
 from ringpost.v1 import cluster_pb2, cluster_pb2_grpc
 
@@ -181,6 +181,8 @@ class Router:
             if error.code() in _SILENT:
                 self._give_up(address, from_rpc_error(error))
                 return
+        except InvalidRequest:
+            return  # the token cannot be sent; calls and streams say so
         else:
             if answer.node.state != cluster_pb2.NODE_STATE_SERVING and address not in self.routes.up:
                 self.routes.failed(address, monotonic())
@@ -206,6 +208,8 @@ class Router:
         except grpc.aio.AioRpcError as error:
             if error.code() in _SILENT:
                 self._give_up(address, from_rpc_error(error))
+            return
+        except InvalidRequest:
             return
         self.routes.learn(answer)
 

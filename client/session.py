@@ -31,6 +31,7 @@ class Request:
 
     channel: str
     group: str = ""
+    mode: common_pb2.GroupMode.ValueType = common_pb2.GROUP_MODE_UNSPECIFIED
     consumer: str = ""
     start: common_pb2.Start | None = None
     window_messages: int

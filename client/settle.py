@@ -22,15 +22,16 @@ _OUTCOMES = {
 
 
 class Action(NamedTuple):
-    """What to do with messages; `millis` is nack's delay or extend's deadline, `reason` is reject's.
+    """What to do with messages; `millis` is nack's delay or extend's deadline, `reason` is nack's or reject's.
 
-    `cumulative`: also with all below that this subscription has.
+    `cumulative`: also with all below that this subscription has. `fallback`: nack's delay, ms, where nothing else says.
     """
 
     kind: str
     millis: int = 0
     reason: str = ""
     cumulative: bool = False
+    fallback: int = 0
 
 
 ACK: Final = Action("ack")
@@ -240,6 +241,8 @@ def _request(
             settle.ack.SetInParent()
         case "nack":
             settle.nack.delay_ms = action.millis
+            settle.nack.reason = action.reason
+            settle.nack.fallback_delay_ms = action.fallback
             settle.nack.SetInParent()
         case "extend":
             settle.extend.deadline_ms = action.millis

@@ -49,9 +49,11 @@ def encode_publish(
     producer_id: int,
     producer_epoch: int,
     first_sequence: int,
+    traceparent: str = "",
+    expected_offset: int | None = None,
 ) -> bytes:
     """An encoded `PublishStreamRequest` around an encoded batch."""
-    request = {
+    request: dict[str, object] = {
         "channel": channel,
         "batch": batch,
         "count": count,
@@ -61,7 +63,16 @@ def encode_publish(
         "producer_epoch": producer_epoch,
         "first_sequence": first_sequence,
     }
+    if traceparent:
+        request["traceparent"] = traceparent
+    if expected_offset is not None:
+        request["expected_offset"] = expected_offset
     return cast(bytes, _RawPublishRequest(correlation=correlation, publish=request).SerializeToString())
+
+
+def parse_publish(data: bytes) -> publish_pb2.PublishStreamRequest:
+    """A `PublishStreamRequest` whose batch is bytes, for who looks on. Raises `google.protobuf.message.DecodeError`."""
+    return cast(publish_pb2.PublishStreamRequest, _RawPublishRequest.FromString(data))
 
 
 def parse_event(data: bytes) -> subscribe_pb2.SubscribeResponse:

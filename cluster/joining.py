@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from ringpost.cluster.coordination import CoordinationError
 from ringpost.cluster.kv import Compare, Delete, Field, Put
+from ringpost.cluster.levels import OWN, Levels, problem
 from ringpost.cluster.records import FORMAT, Kept, Records, encode_node, node_ref
 from ringpost.cluster.view import NodeRef
 from ringpost.internal.v1 import cluster_pb2
@@ -25,6 +26,8 @@ class DirectoryFacts:
     boot: int
     cluster_id: str = ""
     revision_seen: int = 0
+    store_id: str = ""  # of the store in which it was a member, "" if it does not know
+    accept_store: bool = False  # a person says that another store holds all that the one before did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Founding:
     shard_count: int
     replication_factor: int
     min_isr: int
+    level: int = OWN.most
 
     @property
     def value(self) -> bytes:
@@ -45,6 +49,7 @@ class Founding:
             format=FORMAT,
             replication_factor=self.replication_factor,
             min_isr=self.min_isr,
+            level=self.level,
         ).SerializeToString(deterministic=True)
 
 
@@ -56,8 +61,8 @@ class Joining:
     whatever it holds may lack what it has acknowledged, so all its shards count as lost and `boot` is put above.
     """
 
-    def __init__(self, member: NodeRef, facts: DirectoryFacts, version: str) -> None:
-        self.member = replace(member, directory=facts.directory, session=0)
+    def __init__(self, member: NodeRef, facts: DirectoryFacts, version: str, levels: Levels = OWN) -> None:
+        self.member = replace(member, directory=facts.directory, session=0, levels=levels)
         self.boot = facts.boot
         self.lost_shards = member.lost_shards
         self.unreachable = member.unreachable
@@ -67,9 +72,16 @@ class Joining:
         self._cluster_id = facts.cluster_id
         self._compared = False
 
-    def check_cluster(self, records: Records) -> bool:
+    def check_cluster(self, records: Records, store_id: str = "") -> bool:
         """Whether the cluster exists; False: it is to be founded. Raises CoordinationError when it is not ours."""
         facts, meta_key = self._facts, records.keys.meta
+        if facts.store_id and store_id and facts.store_id != store_id and not facts.accept_store:
+            raise CoordinationError(
+                f"the coordination store has id {store_id}, but this data directory was a member in {facts.store_id}: "
+                "the store was made anew, or restored from a backup, and may lack what was decided since; the nodes "
+                "would then take the wrong copies for good. If it surely holds the newest records, say --accept-store "
+                "at every node"
+            )
         if records.revision < facts.revision_seen:
             raise CoordinationError(
                 f"the coordination store is at revision {records.revision}, but this data directory has seen revision "
@@ -77,8 +89,8 @@ class Joining:
                 "this node with an empty data directory"
             )
         if records.problems:
-            key, problem = next(iter(records.problems.items()))
-            raise CoordinationError(f"the record {key} cannot be read ({problem}); was it written by a newer version?")
+            key, what = next(iter(records.problems.items()))
+            raise CoordinationError(f"the record {key} cannot be read ({what}); was it written by a newer version?")
         if records.meta is None:
             if self._cluster_id:
                 raise CoordinationError(
@@ -93,6 +105,8 @@ class Joining:
                 f"the cluster's records have format {meta.format}, this version knows {FORMAT} only: use the version "
                 "that the other nodes run"
             )
+        if text := problem(meta.level or 1, self.member.levels):
+            raise CoordinationError(text)
         if self._cluster_id and self._cluster_id != meta.cluster_id:
             raise CoordinationError(
                 f"the coordination store holds cluster {meta.cluster_id}, but this data directory belongs to cluster "
@@ -151,6 +165,8 @@ class Joining:
             directory=self._facts.directory,
             lost_shards=sorted(self.lost_shards),
             unreachable=sorted(self.unreachable),
+            level_least=self.member.levels.least,
+            level_most=self.member.levels.most,
         )
 
     def _compare_boot(self, records: Records, stored: cluster_pb2.NodeRecord) -> None:

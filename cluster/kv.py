@@ -95,6 +95,11 @@ class Kv(Protocol):
     def name(self) -> str:
         """For people, such as "etcd 3.5.1"."""
 
+    @property
+    def store_id(self) -> str:
+        """Which store it is, "" where that cannot be told: another one after a restore from a backup."""
+        return ""
+
     async def range(self, prefix: str) -> Picture:
         """A linearizable read. Raises KvError."""
 
@@ -116,8 +121,10 @@ class Kv(Protocol):
     async def watch(self, prefix: str, picture: Callable[[Picture], None], change: Callable[[Change], None]) -> Watch:
         """Calls `picture` once before it returns, then `change` for every later revision, in order.
 
-        When the store has forgotten what was missed, `change` gets one revision that holds the difference, deletes
-        included. Raises KvError when the first picture cannot be had.
+        When what was missed cannot be had any more, which is so where the store has forgotten it, `picture` is called
+        again: with all that is there now, so that what is not in it is gone. Whoever also reads the keys in other ways
+        may know more than the watch has told; only a whole picture can be compared with that.
+        Raises KvError when the first picture cannot be had.
         """
 
     async def close(self) -> None:

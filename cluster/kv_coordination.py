@@ -21,10 +21,12 @@ from ringpost.cluster.kv import (
     StoreChanged,
     Watch,
 )
+from ringpost.cluster.levels import OWN, Levels
 from ringpost.cluster.records import Keys, RecordError, Records, encode_node, encode_shard, node_ref
 from ringpost.cluster.shared_read import SharedRead
 from ringpost.cluster.tombs import removals
 from ringpost.cluster.view import Desired, NodeRef, ShardRecord, Tombstone, View
+from ringpost.internal.v1 import cluster_pb2
 
 _LOG = logging.getLogger("ringpost.cluster")
 _RETRY_S = 0.3
@@ -61,6 +63,7 @@ class KvCoordination(Coordination):
         remember: Callable[[int], None] = _forget,
         clock: Callable[[], float] | None = None,
         start_timeout_s: float = 30.0,
+        levels: Levels = OWN,
     ) -> None:
         self.kv = kv
         self.keys = Keys(prefix)
@@ -72,6 +75,7 @@ class KvCoordination(Coordination):
         self._remember = remember
         self._clock = clock or asyncio.get_running_loop().time
         self._start_timeout_s = start_timeout_s
+        self._levels = levels
         self._records = Records(self.keys)
         self._joining: Joining | None = None
         self._view: View | None = None
@@ -94,6 +98,11 @@ class KvCoordination(Coordination):
     @property
     def name(self) -> str:
         return self.kv.name
+
+    @property
+    def store_id(self) -> str:
+        """Which store it is, "" where that cannot be told."""
+        return self.kv.store_id
 
     @property
     def view(self) -> View:
@@ -145,7 +154,7 @@ class KvCoordination(Coordination):
     async def start(self, member: NodeRef) -> View:
         if self._joining is not None:
             raise CoordinationError("started already")
-        self._joining = Joining(member, self._facts, self._version)
+        self._joining = Joining(member, self._facts, self._version, self._levels)
         begin = self._clock()
         try:
             while True:
@@ -208,7 +217,7 @@ class KvCoordination(Coordination):
             if live is not None and live.lease == lease:
                 self._problem = ""
                 return
-            if not join.check_cluster(self._records):
+            if not join.check_cluster(self._records, self.kv.store_id):
                 step: _Step = join.found(self._records, self._founding)
             elif live is not None:
                 join.check_live(live)
@@ -378,6 +387,25 @@ class KvCoordination(Coordination):
             return [Compare(key, Field.MOD, live.mod_revision)], [Put(key, join.live_value(), self._lease)]
 
         await self._carry_out(plan)
+
+    async def raise_level(self, level: int, term: int) -> None:
+        """As the controller of a term: what all nodes speak from now on. Raises CoordinationError."""
+        meta = self._records.meta
+        if meta is None or (meta.record.level or 1) >= level:
+            return
+        record = cluster_pb2.ClusterRecord()
+        record.CopyFrom(meta.record)
+        record.level = level
+        compares = [
+            Compare(self.keys.controller, Field.CREATE, term),
+            Compare(self.keys.meta, Field.MOD, meta.mod_revision),
+        ]
+        value = record.SerializeToString(deterministic=True)
+        try:
+            if (await self.kv.txn(compares, [Put(self.keys.meta, value)])).succeeded:
+                _LOG.warning("the cluster is at level %d now; versions that do not know it are refused", level)
+        except KvError as error:
+            raise CoordinationError(f"{self.name}: {error}") from error
 
     async def set_desired(self, node: str, desired: Desired) -> None:
         key = self.keys.node(node)

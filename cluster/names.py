@@ -8,6 +8,7 @@ import re
 CHANNEL_BYTES_MAX = 255
 TOKEN_BYTES_MAX = 127
 NODE_BYTES_MAX = 63
+INBOX_PREFIX = "_inbox."
 
 _TOKEN = "[A-Za-z0-9_:/@+=~-]+"
 _ALLOWED = "A-Z a-z 0-9 _ - : / @ + = ~"
@@ -28,6 +29,11 @@ def channel_problem(name: str) -> str | None:
     if problem := _common_problem(name, CHANNEL_BYTES_MAX):
         return problem
     return "has an empty token; tokens are separated by a single '.', with none at the ends"
+
+
+def is_inbox(name: str) -> bool:
+    """Whether the channel is for answers to one client: it is not made by first use, and does not stay when idle."""
+    return name.startswith(INBOX_PREFIX)
 
 
 def group_problem(name: str) -> str | None:

@@ -22,11 +22,16 @@ _WORDS = 1 << 64
 
 
 class Site(NamedTuple):
-    """A node as placement sees it. `zone` "" is the node's own; `weight` above 0, in per mille of the usual one."""
+    """A node as placement sees it. `weight` above 0, in per mille of the usual one.
+
+    `zone` and `host` are what it shares with others that fail with it, the host within the zone; "" is a host of its
+    own, and a zone that no other host is in.
+    """
 
     node: str
     zone: str = ""
     weight: int = 1000
+    host: str = ""
 
 
 Placement = tuple[tuple[str, ...], ...]
@@ -37,8 +42,8 @@ Placement = tuple[tuple[str, ...], ...]
 def place(sites: frozenset[Site], leading: frozenset[str], shard_count: int, replicas: int) -> Placement:
     """The placement of all shards.
 
-    Each shard gets `replicas` nodes (all, where there are fewer), in as many zones as possible. Only nodes of `leading`
-    come first, unless a shard has none of them. Without sites: all shards are empty.
+    Each shard gets `replicas` nodes (all, where there are fewer), in as many zones and on as many hosts as possible.
+    Only nodes of `leading` come first, unless a shard has none of them. Without sites: all shards are empty.
     """
     nodes = sorted(sites)
     slots = min(replicas, len(nodes))
@@ -47,10 +52,10 @@ def place(sites: frozenset[Site], leading: frozenset[str], shard_count: int, rep
     scores = [_scores(site.node, site.weight, shard_count) for site in nodes]
     numbers = range(len(nodes))
     wanted = [sorted(numbers, key=row.__getitem__, reverse=True) for row in zip(*scores, strict=True)]
-    zones = _number_zones(nodes)
-    shares = _replica_shares([site.weight for site in nodes], zones, slots, shard_count)
+    domains = [_domains(site) for site in nodes]
+    shares = _replica_shares([site.weight for site in nodes], domains, slots, shard_count)
     limits = [_limit(share, shard_count, _dither(site.node)) for site, share in zip(nodes, shares, strict=True)]
-    rules = _Rules(slots, limits, zones, max(0, slots - len(set(zones))))
+    rules = _Rules(slots, limits, [_level(domains, depth, slots) for depth in (1, 2)])
     chosen = _Matching(wanted, scores, rules).solve()
     leaders = _choose_leaders(nodes, leading, scores, chosen)
     return tuple(
@@ -67,29 +72,62 @@ def _scores(node: str, weight: int, shard_count: int) -> tuple[float, ...]:
     return tuple([log((word + 0.5) / _WORDS) / weight for word in words])
 
 
-def _number_zones(nodes: Sequence[Site]) -> list[int]:
-    names = [("zone", site.zone) if site.zone else ("node", site.node) for site in nodes]
+_Domains = tuple[tuple[str, str], ...]
+"""What a node is in, the widest first: zone, host, itself. Who shares one of them shares all before it."""
+
+
+def _domains(site: Site) -> _Domains:
+    itself = ("node", site.node)
+    host = ("host", site.host) if site.host else itself
+    return (("zone", site.zone) if site.zone else host, host, itself)
+
+
+def _level(domains: Sequence[_Domains], depth: int, slots: int) -> "_Level":
+    """The rule for zones (depth 1) or hosts (2): where there are enough of them no two replicas share one."""
+    names = [own[:depth] for own in domains]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    return [numbers[name] for name in names]
+    return _Level([numbers[name] for name in names], max(0, slots - len(numbers)))
 
 
-def _replica_shares(weights: Sequence[int], zones: Sequence[int], slots: int, shard_count: int) -> list[float]:
-    """The fair number of replicas of each node: by weight, as far as its zone must and may take them."""
-    members = defaultdict(list)
-    for number, zone in enumerate(zones):
-        members[zone].append(number)
-    inside = list(members.values())
-    extras = max(0, slots - len(inside))
-    # Where zones are few, each has a replica of every shard, and the extras may be in any.
-    least = [shard_count if extras else 0 for _ in inside]
-    most = [shard_count * min(len(own), 1 + extras) for own in inside]
-    zone_shares = _fill([sum(weights[n] for n in own) for own in inside], slots * shard_count, least, most)
+def _replica_shares(
+    weights: Sequence[int], domains: Sequence[_Domains], slots: int, shard_count: int
+) -> Sequence[float]:
+    """The fair number of replicas of each node: by weight, as far as its zone and its host must and may take them."""
     shares = [0.0] * len(weights)
-    for own, zone_share in zip(inside, zone_shares, strict=True):
-        filled = _fill([weights[n] for n in own], zone_share, [0] * len(own), [shard_count] * len(own))
-        for n, share in zip(own, filled, strict=True):
-            shares[n] = share
+    spares = [max(0, slots - len({own[:depth] for own in domains})) for depth in (1, 2, 3)]
+
+    def bounds(inside: Sequence[int], depth: int) -> tuple[int, int]:
+        """The least and the most replicas of one shard that a zone (depth 1), a host (2) or a node (3) has."""
+        if depth == 3:
+            return 0, 1
+        parts = [bounds(part, depth + 1) for part in _parts(domains, inside, depth + 1)]
+        # Where there are few, each has a replica of every shard, and those left over may be in any.
+        spare = spares[depth - 1]
+        return max(min(spare, 1), sum(least for least, _ in parts)), min(1 + spare, sum(most for _, most in parts))
+
+    def divide(inside: Sequence[int], depth: int, share: float) -> None:
+        if depth > 3:
+            shares[inside[0]] = share
+            return
+        parts = _parts(domains, inside, depth)
+        theirs = [share]
+        if len(parts) > 1:
+            least, most = zip(*(bounds(part, depth) for part in parts), strict=True)
+            together = [sum(weights[n] for n in part) for part in parts]
+            theirs = _fill(together, share, [shard_count * n for n in least], [shard_count * n for n in most])
+        for part, its in zip(parts, theirs, strict=True):
+            divide(part, depth + 1, its)
+
+    divide(range(len(weights)), 1, float(slots * shard_count))
     return shares
+
+
+def _parts(domains: Sequence[_Domains], inside: Sequence[int], depth: int) -> list[list[int]]:
+    """The nodes of `inside` by what they share at a depth."""
+    members: dict[_Domains, list[int]] = defaultdict(list)
+    for n in inside:
+        members[domains[n][:depth]].append(n)
+    return list(members.values())
 
 
 def _fill(weights: Sequence[int], total: float, least: Sequence[int], most: Sequence[int]) -> list[float]:
@@ -136,17 +174,23 @@ def _choose_leaders(
         shares = _fill([nodes[n].weight for n in leaders], led, [0] * len(leaders), most)
         for n, share in zip(leaders, shares, strict=True):
             limits[n] = _limit(share, able[n])
-    result = _Matching(wanted, scores, _Rules(1, limits, range(len(nodes)), 0)).solve()
+    result = _Matching(wanted, scores, _Rules(1, limits, ())).solve()
     return [next(iter(own), -1) for own in result]
 
 
+class _Level(NamedTuple):
+    """`of` numbers the domain that each node is in; at most `extras` replicas of a shard are in one with another."""
+
+    of: Sequence[int]
+    extras: int
+
+
 class _Rules(NamedTuple):
-    """`slots` nodes a shard, at most `limits[n]` shards a node, at most `extras` nodes a shard that share a zone."""
+    """`slots` nodes a shard, at most `limits[n]` shards a node, and what replicas may share."""
 
     slots: int
     limits: Sequence[int]
-    zones: Sequence[int]
-    extras: int
+    levels: Sequence[_Level]
 
 
 class _Matching:
@@ -205,10 +249,12 @@ class _Matching:
                 yield n
 
     def _fits(self, shard: int, node: int, without: int = -1) -> bool:
-        """Whether the node's zone has room for the shard, once it has left the node `without`."""
-        zones = self._rules.zones
-        own = [zones[n] for n in self._taken[shard] if n != without]
-        return zones[node] not in own or len(own) - len(set(own)) < self._rules.extras
+        """Whether the node's zone and host have room for the shard, once it has left the node `without`."""
+        for of, extras in self._rules.levels:
+            own = [of[n] for n in self._taken[shard] if n != without]
+            if of[node] in own and len(own) - len(set(own)) >= extras:
+                return False
+        return True
 
     def _take(self, shard: int, node: int) -> None:
         self._taken[shard].add(node)

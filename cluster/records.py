@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from ringpost.cluster.kv import Change, Item, Picture
+from ringpost.cluster.levels import OWN, Levels
 from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, Role, ShardRecord, Tombstone, View
 from ringpost.internal.v1 import cluster_pb2
 
@@ -144,6 +145,7 @@ def encode_node(member: NodeRef, boot: int) -> bytes:
         desired=_DESIRED_TO_PB[member.desired],
         directory=member.directory,
         weight=member.weight,
+        host=member.host,
     ).SerializeToString(deterministic=True)
 
 
@@ -159,7 +161,9 @@ def node_ref(name: str, node: cluster_pb2.NodeRecord, live: cluster_pb2.LiveReco
         directory=node.directory,
         lost_shards=frozenset(live.lost_shards) if live is not None else frozenset(),
         weight=node.weight or 1000,
+        host=node.host,
         unreachable=frozenset(live.unreachable) if live is not None else frozenset(),
+        levels=Levels(live.level_least or 1, live.level_most or 1) if live is not None else OWN,
     )
 
 
@@ -249,6 +253,7 @@ class Records:
             replication_factor=meta.replication_factor or 1,
             min_isr=meta.min_isr or 1,
             tombs=tuple(self.tombs.values()) if self.tombs else (),
+            level=meta.level or 1,
         )
 
     def _make_refs(self) -> dict[str, NodeRef]:

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Self
 
 from ringpost.cluster.keys import shard_of
+from ringpost.cluster.levels import OWN, Levels
 
 
 class Desired(Enum):
@@ -23,7 +24,9 @@ class NodeRef:
     `address` and `peer_address` are `host:port` for clients and for other nodes. `zone` is the failure domain ("" when
     unknown). `session` numbers this life of the node: greater with every start, 0 while it is not alive. `directory`
     is the id of its data directory (32 hex digits), `lost_shards` those whose copy there is damaged. `weight` is its
-    share of shards in per mille of the usual one. `unreachable` are members that it says it cannot reach.
+    share of shards in per mille of the usual one. `host` is what it shares with other nodes of one machine, within the
+    zone ("": its own). `unreachable` are members that it says it cannot reach.
+    `levels` are what it speaks.
     """
 
     node: str
@@ -36,6 +39,8 @@ class NodeRef:
     lost_shards: frozenset[int] = frozenset()
     weight: int = 1000
     unreachable: frozenset[str] = frozenset()
+    levels: Levels = OWN
+    host: str = ""
 
     @property
     def alive(self) -> bool:
@@ -136,6 +141,7 @@ class View:
 
     `nodes` has all members, alive or not. `controller` is the id of the controller, "" while there is none;
     `controller_term` its number, greater with each. `tombs` are the replicas that may be deleted.
+    `level` is what the nodes speak to each other.
     Invariants: `shards` has one record for each number from 0 to shard_count - 1, in order (none at all before the
     cluster's shards are made); a leader is a known node.
     """
@@ -150,6 +156,7 @@ class View:
     replication_factor: int = 1
     min_isr: int = 1
     tombs: tuple[Tombstone, ...] = ()
+    level: int = 1
 
     def __post_init__(self) -> None:
         numbers = [record.shard for record in self.shards]

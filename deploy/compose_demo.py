@@ -21,6 +21,8 @@ ADDRESSES = ",".join(f"{node}:7400" for node in NODES)
 ETCD_IMAGES = ("rancher/mirrored-coreos-etcd:v3.5.12", "ringpost-etcd:latest")
 SECONDS = 110
 HEAL_SECONDS = 60.0
+# How long each fault lasts: longer than the lease, but for the node that is killed.
+KILLED_S, FROZEN_S, CUT_S, ETCD_AWAY_S = 3, 8, 8, 10
 # The ports are bound where no node of this machine listens.
 BIND = "127.0.0.77"
 
@@ -69,7 +71,7 @@ class Cluster:
     """The project of compose; `down` removes it with its messages."""
 
     def __init__(self) -> None:
-        os.environ.update(ETCD_IMAGE=etcd_image(), BIND=BIND)
+        os.environ.update(ETCD_IMAGE=etcd_image(), BIND=BIND, METRICS_BIND=BIND)
         image = os.environ.get("RINGPOST_IMAGE", "ringpost:latest")
         if not succeeds("docker", "image", "inspect", image):
             raise DemoError(f"There is no image {image}: `make image` makes it.")
@@ -121,28 +123,28 @@ class Cluster:
         """node1's container is killed and started again."""
         one = self.container("node1")
         run("docker", "kill", one)
-        time.sleep(3)
+        time.sleep(KILLED_S)
         run("docker", "start", one)
 
     def pause(self) -> None:
-        """node2's container is frozen for 8 seconds."""
+        """node2's container is frozen."""
         one = self.container("node2")
         run("docker", "pause", one)
-        time.sleep(8)
+        time.sleep(FROZEN_S)
         run("docker", "unpause", one)
 
     def disconnect(self) -> None:
-        """node3's container is cut off from the network for 8 seconds."""
+        """node3's container is cut off from the network."""
         one, network = self.container("node3"), f"{PROJECT}_default"
         run("docker", "network", "disconnect", network, one)
-        time.sleep(8)
+        time.sleep(CUT_S)
         run("docker", "network", "connect", "--alias", "node3", network, one)
 
     def stop_etcd(self) -> None:
-        """etcd's container is stopped for 10 seconds."""
+        """etcd's container is stopped."""
         one = self.container("etcd")
         run("docker", "kill", one)
-        time.sleep(10)
+        time.sleep(ETCD_AWAY_S)
         run("docker", "start", one)
 
     def recreate(self) -> None:

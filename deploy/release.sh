@@ -15,7 +15,8 @@ mkdir dist
 # The same files make the same archive, whoever packs them and when.
 pack() { tar --sort=name --owner=0 --group=0 --numeric-owner --mtime='2000-01-01 00:00Z' -c "${@:2}" | gzip -n >"dist/$1"; }
 pack "ringpost-$version-proto.tar.gz" proto/buf.yaml proto/ringpost/v1/*.proto
-pack "ringpost-$version-deploy.tar.gz" --exclude='*.whl' --exclude=__pycache__ deploy CHANGELOG.md SECURITY.md LICENSE
+# deploy/secure is where the keys of a cluster of compose are.
+pack "ringpost-$version-deploy.tar.gz" --exclude='*.whl' --exclude=__pycache__ --exclude=deploy/secure --exclude='*.token' deploy CHANGELOG.md SECURITY.md LICENSE
 environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
 "$python" -m venv "$environment"

@@ -4,17 +4,22 @@ When it serves, one JSON line on standard output says where; everything else goe
 """
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 
 import uvloop
 
 from ringpost.node import log
+from ringpost.node.binding import StartError
 from ringpost.node.config import Config, ConfigError, load_config
-from ringpost.node.server import Server, StartError
+from ringpost.node.reload import reload, worker_of
+from ringpost.node.server import Server
 from ringpost.node.storage import UNREADABLE
+from ringpost.node.supervisor import supervise
 
 # The journal's writer and gRPC's poller wait for the interpreter while the loop works: the default of 5 ms is long
 # beside an fsync.
@@ -28,9 +33,20 @@ def main() -> int:
     except ConfigError as error:
         print(f"ringpost: {error}", file=sys.stderr)
         return 2
+    if config.workers > 1:
+        return supervise(config, sys.argv[1:])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    log.configure(config.log_level, config.log_format)
+    allow_descriptors()
+    log.configure(config.log_level, config.log_format, worker=worker_of(config))
     return uvloop.run(run(config))
+
+
+def allow_descriptors() -> None:
+    """As many open files and connections as the system lets this process ask for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS takes less than it names
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def run(config: Config) -> int:
@@ -39,11 +55,16 @@ async def run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stopped.set)
+
+    def again() -> None:
+        reload(server, lambda: load_config(sys.argv[1:], os.environ))
+
     try:
         await server.start()
     except (StartError, OSError, *UNREADABLE) as error:
         print(f"ringpost: {error}", file=sys.stderr)
         return 2
+    loop.add_signal_handler(signal.SIGHUP, again)
     print(json.dumps(serving_line(server)), flush=True)
     await server.stopped.wait()
     await server.stop()
@@ -61,6 +82,7 @@ def serving_line(server: Server) -> dict[str, object]:
         "event": "serving",
         "node": config.node,
         "listen": bound(config.listen, server.port),
+        **({"shared": bound(config.shared_listen, server.shared_port)} if config.shared_listen else {}),
         "peer": bound(config.peer_listen, server.peer_port),
         "http": bound(config.http_listen, server.http_port),
         "pid": os.getpid(),

@@ -1,7 +1,7 @@
 """What a node says of itself: the API's NodeInfo and the metrics' Stats, from the same parts."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -9,15 +9,14 @@ from typing import Any
 import psutil
 
 from ringpost.cluster.view import View
-from ringpost.node.cluster_stats import group_lags
+from ringpost.node.cluster_stats import box_counts, lag_stats
 from ringpost.node.config import Config
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.journal.disk import DiskState
 from ringpost.node.maintenance import Maintenance
 from ringpost.node.metrics import Stats
 from ringpost.node.services.publisher import Publisher
-from ringpost.node.shard.group import Group
-from ringpost.node.shard.shard import Shard
+from ringpost.node.shard.lag import served_groups
 from ringpost.node.storage import Storage, now_us
 from ringpost.node.watch import LagGauge
 from ringpost.v1.cluster_pb2 import NodeInfo, NodeLimits, NodeState
@@ -112,6 +111,7 @@ class About:
             published_bytes=published.bytes,
             published_batches=published.batches,
             published_duplicates=published.duplicates,
+            access_denials=dict(self.publisher.access.denied),
             publish_refusals=dict(published.refused),
             delivered_messages=delivered.messages,
             delivered_bytes=delivered.bytes,
@@ -121,6 +121,7 @@ class About:
             subscriptions=self.hub.subscriptions,
             channels=len(store),
             groups=store.group_count,
+            message_ids=store.message_ids,
             subscriber_queue_bytes=sum(session.queued_bytes for session in self.hub.sessions),
             journal_fsyncs=journal.counters.fsyncs,
             journal_fsync_seconds=journal.counters.fsync_seconds,
@@ -138,10 +139,8 @@ class About:
             loop_lag_seconds=self.lag.lag_s,
             loop_lag_max_seconds=self.lag.lag_max_s,
             boots=storage.identity.boot,
-            group_lag=group_lags(group for shard in store.shards if shard.serving for group in _groups(shard)),
+            dead_lettered_messages=store.log.burials.letters,
+            dead_letters=box_counts(store.boxes()),
+            **lag_stats(served_groups(store), storage.reading, store.log.clock()),
             **self.cluster_stats(),
         )
-
-
-def _groups(shard: Shard) -> Iterator[Group]:
-    return (group for channel in shard.channels.values() for group in (channel.groups or {}).values())

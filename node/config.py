@@ -23,8 +23,8 @@ MIB = 1 << 20
 PREFIX = "RINGPOST_"
 CONFIG_VARIABLE = "RINGPOST_CONFIG"
 
-# RINGPOST_ variables that are not the node's: default address, context, TLS and state directory of the CLI, its shell
-# completion, the image that tests run, and the mark of a CI run. RINGPOST_TEST_… is for test runs.
+# RINGPOST_ variables that are not the node's: default address, context, TLS, token and state directory of clients,
+# shell completion, the image that tests run, and the mark of a CI run. RINGPOST_TEST_… is for test runs.
 FOREIGN_VARIABLES = frozenset(
     {
         "RINGPOST_ADDR",
@@ -32,6 +32,8 @@ FOREIGN_VARIABLES = frozenset(
         "RINGPOST_CA",
         "RINGPOST_CERT",
         "RINGPOST_KEY",
+        "RINGPOST_TOKEN_FILE",
+        "RINGPOST_TOKEN",
         "RINGPOST_HOME",
         "RINGPOST_COMPLETE",
         "RINGPOST_IMAGE",
@@ -42,13 +44,14 @@ FOREIGN_PREFIX = "RINGPOST_TEST_"
 
 _IDENTITY = "Identity and addresses"
 _TLS = "TLS: files are taken up anew when they change"
+_ACCESS = "Access: the file is taken up anew when it changes"
 _CLUSTER = "Cluster"
 _CHANNELS = "Channels and messages"
 _JOURNAL = "Journal"
 _DISK = "Disk space"
 _MEMORY = "Memory and streams"
 _TIMES = "Times"
-_LOGS = "Logs"
+_LOGS = "Logs and traces"
 _DATA_DIR = Path("ringpost-data")
 COORDINATIONS = ("embedded", "etcd")
 
@@ -85,7 +88,24 @@ class Config:
         "host:port that other nodes are told; empty: peer_listen's, with the machine's name in place of 0.0.0.0.",
         problem=optional_address_problem,
     )
+    shared_listen: str = option(
+        "",
+        _IDENTITY,
+        "One more address for clients (gRPC), which other processes of this machine may serve, too; empty: none.",
+        problem=optional_address_problem,
+    )
+    workers: int = option(
+        1,
+        _IDENTITY,
+        "Processes to run, each a node NODE-1, NODE-2, … of the cluster with a directory of its own in data_dir. They "
+        "share `listen`; their own ports are 10, 20, … above those named here. Needs etcd.",
+        low=1,
+        high=64,
+    )
     insecure: bool = option(False, _IDENTITY, "Serve plain text also to other machines.")
+    http_insecure: bool = option(
+        False, _IDENTITY, "Serve metrics and health, which ask nobody who they are, also to other machines."
+    )
 
     tls_cert_file: str = option(
         "", _TLS, "PEM file of the certificate that clients meet, with its chain; empty: plain text."
@@ -99,6 +119,10 @@ class Config:
     )
     peer_tls_key_file: str = option("", _TLS, "PEM file of its key.")
     peer_tls_ca_file: str = option("", _TLS, "PEM file of the authority of all nodes' certificates.")
+
+    access_file: str = option(
+        "", _ACCESS, "TOML file of principals, roles, issuers and quotas; empty: everybody may do everything."
+    )
 
     coordination: str = option(
         "embedded", _CLUSTER, "Who decides ownership: this node alone, or etcd for a cluster.", choices=COORDINATIONS
@@ -115,6 +139,9 @@ class Config:
     etcd_ca_file: str = option("", _CLUSTER, "PEM file of etcd's authority; empty: plain text, if there is no cert.")
     etcd_cert_file: str = option("", _CLUSTER, "PEM file of this node's certificate for etcd.")
     etcd_key_file: str = option("", _CLUSTER, "PEM file of its key.")
+    accept_store: bool = option(
+        False, _CLUSTER, "Join although etcd is another one than before; it must hold the newest records."
+    )
     lease_ttl_s: int = option(6, _CLUSTER, "A node that etcd has not heard of for so long is dead.", low=2, high=300)
     replication_factor: int = option(
         3, _CLUSTER, "New cluster: copies of each shard; fewer nodes, fewer copies.", low=1, high=9
@@ -123,6 +150,13 @@ class Config:
         2, _CLUSTER, "New cluster: copies that a publish waits for, or all if there are fewer.", low=1, high=9
     )
     zone: str = option("", _CLUSTER, "Failure domain of this node; empty: its own.", problem=options.zone_problem)
+    host: str = option(
+        "",
+        _CLUSTER,
+        "Machine that this node shares with others, within the zone: no two of them have a copy of one shard where "
+        "there are other hosts. Empty: its own.",
+        problem=options.zone_problem,
+    )
     weight: int = option(1000, _CLUSTER, "Share of shards relative to other nodes, in per mille.", low=1, high=100_000)
 
     shard_count: int = option(256, _CHANNELS, "Shards of a new cluster; fixed afterwards.", low=1, high=65_536)
@@ -142,6 +176,9 @@ class Config:
         128 * MIB, _JOURNAL, "Size of a segment; at least max_batch_bytes + 65536.", low=MIB, high=2048 * MIB
     )
     journal_linger_us: int = option(0, _JOURNAL, "Wait for more frames before an fsync.", high=100_000)
+    journal_busy_linger_us: int = option(
+        1_000, _JOURNAL, "The same while frames come fast (64 MiB/s and more).", high=100_000
+    )
     checkpoint_interval_s: int = option(60, _JOURNAL, "Longest time between checkpoints.", low=1, high=86_400)
     checkpoint_bytes: int = option(256 * MIB, _JOURNAL, "Journal written between checkpoints.", low=MIB)
     reclaim_interval_s: int = option(30, _JOURNAL, "Time between retention and reclaim runs.", low=1, high=86_400)
@@ -173,8 +210,11 @@ class Config:
     )
     metadata_bytes_max: int = option(16 << 10, _MEMORY, "Metadata of a call.", low=1024, high=MIB)
     streams_max: int = option(10_000, _MEMORY, "Open streams over all connections.", low=1)
+    connections_max: int = option(
+        0, _MEMORY, "Connections of clients; more are not taken. 0: as many as the process's descriptors allow.", low=0
+    )
     connection_streams_max: int = option(
-        1_000, _MEMORY, "Calls at a time on one connection; each may hold one max_batch_bytes.", low=1, high=1_000_000
+        128, _MEMORY, "Calls at a time on one connection; each may hold one max_batch_bytes.", low=1, high=1_000_000
     )
 
     heartbeat_interval_ms: int = option(
@@ -185,10 +225,16 @@ class Config:
     )
     settle_linger_ms: int = option(2, _TIMES, "Wait for more settlements of a group before storing.", high=1_000)
     connection_age_max_s: int = option(0, _TIMES, "Connections end at this age, so that clients spread; 0: never.")
+    connection_idle_max_s: int = option(
+        300, _TIMES, "A client's connection without a call ends after this; clients make another. 0: never."
+    )
     connection_age_grace_s: int = option(60, _TIMES, "What streams get beyond connection_age_max_s.", low=1)
     drain_grace_ms: int = option(5_000, _TIMES, "Stop: how long open streams still work.", high=600_000)
     stop_grace_ms: int = option(5_000, _TIMES, "Stop: how long calls may take after the drain.", high=600_000)
 
+    tracing: bool = option(
+        False, _LOGS, "Send OpenTelemetry spans of traced batches, to OTEL_EXPORTER_OTLP_ENDPOINT (ringpost[tracing])."
+    )
     log_level: str = option("info", _LOGS, "Least level.", choices=("debug", "info", "warning", "error"))
     log_format: str = option("json", _LOGS, "One line an event, on standard error.", choices=("json", "text"))
 
@@ -241,13 +287,19 @@ def _check(values: Mapping[str, Any], described: Callable[[str], str]) -> None:
         if not rule.holds(values[first], values[second]):
             limit = f"{described(second)} = {values[second]}"
             raise ConfigError(f"{described(first)}: {rule.text} {limit}; got {values[first]}")
-    for name, certificate in (("listen", "tls_cert_file"), ("peer_listen", "peer_tls_cert_file")):
-        unused = name == "peer_listen" and values["coordination"] == "embedded"
-        if values["insecure"] or values[certificate] or unused or options.is_loopback(values[name]):
+    excuses = {
+        "listen": "tls_cert_file",
+        "shared_listen": "tls_cert_file",
+        "peer_listen": "peer_tls_cert_file",
+        "http_listen": "http_insecure",
+    }
+    for name, excuse in excuses.items():
+        unused = not values[name] or (name == "peer_listen" and values["coordination"] == "embedded")
+        if unused or values["insecure"] or values[excuse] or options.is_loopback(values[name]):
             continue
         raise ConfigError(
             f"{described(name)}: {values[name]} is open to other machines, in plain text and without a check "
-            f"of who calls; set {certificate}, or use a loopback address such as 127.0.0.1:7400, or --insecure where "
+            f"of who calls; set {excuse}, or use a loopback address such as 127.0.0.1:7400, or --insecure where "
             "the network is trusted"
         )
 
@@ -373,5 +425,6 @@ def render_toml(config: Config) -> str:
         if known.group != heading:
             heading = known.group
             lines += ["", f"## {heading}"]
-        lines += ["", f"# {known.help} {_allowed(field)}", f"{name} = {options.to_toml(getattr(config, name))}"]
+        live = " SIGHUP takes it up." if name in options.LIVE else ""
+        lines += ["", f"# {known.help}{live} {_allowed(field)}", f"{name} = {options.to_toml(getattr(config, name))}"]
     return "\n".join(lines) + "\n"

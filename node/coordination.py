@@ -11,7 +11,9 @@ from ringpost.cluster.etcd.endpoints import EtcdOptions
 from ringpost.cluster.joining import DirectoryFacts, Founding
 from ringpost.cluster.kv import Kv
 from ringpost.cluster.kv_coordination import KvCoordination
+from ringpost.cluster.levels import OWN, Levels
 from ringpost.node.config import Config, ConfigError
+from ringpost.node.options import is_loopback
 from ringpost.node.storage import Storage
 
 
@@ -30,6 +32,7 @@ class IdentityFacts:
     shard_count: int
     joined: bool = False
     revision_seen: int = 0
+    store_id: str = ""
 
 
 def identity_facts(storage: Storage) -> IdentityFacts:
@@ -43,6 +46,7 @@ def identity_facts(storage: Storage) -> IdentityFacts:
         shard_count=identity.shard_count,
         joined=identity.view_revision > 0,
         revision_seen=identity.view_revision,
+        store_id=identity.store_id,
     )
 
 
@@ -77,6 +81,7 @@ def coordination_over(
     version: str = "",
     healthy: Callable[[], bool] = lambda: True,
     remember: Callable[[int], None] = lambda _: None,
+    levels: Levels = OWN,
 ) -> KvCoordination:
     """The node's membership in the cluster of the settings, kept in any store."""
     return KvCoordination(
@@ -87,13 +92,17 @@ def coordination_over(
             boot=identity.boot,
             cluster_id=identity.cluster_id if identity.joined else "",
             revision_seen=identity.revision_seen,
+            store_id=identity.store_id,
+            accept_store=config.accept_store,
         ),
         founding=Founding(
             cluster_id=identity.cluster_id,
             shard_count=config.shard_count,
             replication_factor=config.replication_factor,
             min_isr=min(config.min_isr, config.replication_factor),
+            level=levels.most,
         ),
+        levels=levels,
         version=version,
         ttl_s=config.lease_ttl_s,
         healthy=healthy,
@@ -111,6 +120,12 @@ def etcd_options(config: Config) -> EtcdOptions:
     for first, second in (("etcd_user", "etcd_password_file"), ("etcd_cert_file", "etcd_key_file")):
         if bool(getattr(config, first)) != bool(getattr(config, second)):
             raise ConfigError(f"{first} and {second} belong together: give both or none")
+    remote = next((one for one in config.etcd_endpoints.split(",") if not is_loopback(one)), "")
+    if config.etcd_user and remote and not (config.etcd_ca_file or config.etcd_cert_file or config.insecure):
+        raise ConfigError(
+            f"etcd_user: its password would go to {remote} in plain text; set etcd_ca_file, or --insecure where the "
+            "network is trusted"
+        )
     return EtcdOptions(
         endpoints=tuple(config.etcd_endpoints.split(",")),
         user=config.etcd_user,

@@ -59,6 +59,20 @@ class InvalidRequest(RingpostError):
         return cls(f"{field}: {description}", violations=[Violation(field, description)])
 
 
+class Unauthenticated(RingpostError):
+    """Nobody knows who calls: NO_TOKEN, TOKEN_INVALID or TOKEN_EXPIRED. Another token may help."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "TOKEN_INVALID"
+
+
+class PermissionDenied(RingpostError):
+    """Who calls may not do this; the metadata say who it is and which verb is lacking."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "NOT_PERMITTED"
+
+
 class NotFound(RingpostError):
     """No such channel or group: reason CHANNEL_NOT_FOUND, GROUP_NOT_FOUND or SUBSCRIPTION_NOT_FOUND."""
 

@@ -2,23 +2,21 @@
 
 A service is SERVING when all of its parts are well; the drain ends all but `live` and `storage`. Kubernetes asks
 three of them: `startup` (once), `ready` (take traffic off), `live` (restart; the weakest: it is SERVING as long as
-the loop answers at all). `Health` is pure and belongs to the loop's thread; `HealthService` tells it over gRPC.
+the loop answers at all). Pure; belongs to the loop's thread. `node.services.health` tells it over gRPC.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-# Parts, each with the services that need it. A quarantined shard or a full disk is for `storage` alone: the rest works.
+# Parts, each with the services that need it. A quarantined shard, a full disk or an access file that cannot be taken up
+# (the rules before go on) is for `storage` alone: the rest works.
 PARTS: Mapping[str, frozenset[str]] = {
     "recovery": frozenset({"startup", "ready", "storage"}),
     "journal": frozenset({"ready", "storage"}),
     "frames": frozenset({"storage"}),
     "disk": frozenset({"storage"}),
+    "access": frozenset({"storage"}),
     "shards": frozenset({"storage"}),
     "coordination": frozenset({"ready"}),
     "loop": frozenset({"ready"}),
@@ -31,11 +29,11 @@ AS_READY = (
     "ringpost.v1.SubscriberService",
     "ringpost.v1.ChannelService",
     "ringpost.v1.GroupService",
+    "ringpost.v1.DeadLetterService",
     "ringpost.v1.MessageService",
     "ringpost.v1.ClusterService",
 )
 SERVICES = ("live", "startup", "ready", "storage", *AS_READY)
-WATCHERS_MAX = 1_000
 
 _NOT_STARTED = "not started yet"
 
@@ -121,59 +119,3 @@ class Health:
         if self._all() != before:
             for listener in tuple(self._listeners.values()):
                 listener()
-
-
-class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1 of a `Health`. A slow watcher delays nobody; it gets the state, not each change."""
-
-    def __init__(self, health: Health) -> None:
-        self._health = health
-        self._watchers: set[asyncio.Event] = set()
-        self._closed = False
-
-    def close(self) -> None:
-        """Ends all watches with UNAVAILABLE, after the last state was written: a stop need not wait for them."""
-        self._closed = True
-        for changed in self._watchers:
-            changed.set()
-
-    async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
-        """The state of one service; NOT_FOUND for an unknown one."""
-        if self._health.serving(request.service) is None:
-            known = ", ".join(service or '""' for service in SERVICES)
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"service: unknown; there are {known}")
-        return self._answer(request.service)
-
-    async def List(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        """The states of all services."""
-        return health_pb2.HealthListResponse(statuses={service: self._answer(service) for service in SERVICES})
-
-    async def Watch(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
-        """The state now and after each change; SERVICE_UNKNOWN for an unknown service. Ends with the call."""
-        if len(self._watchers) >= WATCHERS_MAX:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {WATCHERS_MAX} watchers; use Check")
-        changed = asyncio.Event()
-        end = self._health.listen(changed.set)
-        self._watchers.add(changed)
-        last = None
-        try:
-            while True:
-                changed.clear()
-                answer = self._answer(request.service)
-                if answer != last:
-                    await context.write(answer)
-                    last = answer
-                if self._closed:
-                    break
-                await changed.wait()
-        finally:
-            self._watchers.discard(changed)
-            end()
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the node is stopping")
-
-    def _answer(self, service: str) -> Any:
-        serving = self._health.serving(service)
-        states = health_pb2.HealthCheckResponse
-        if serving is None:
-            return states(status=states.SERVICE_UNKNOWN)
-        return states(status=states.SERVING if serving else states.NOT_SERVING)

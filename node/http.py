@@ -8,6 +8,7 @@
 
 200 when SERVING, 503 when not; JSON says why. Every answer is made on the event loop's thread, so a loop that hangs
 shows as 503 here, too. GET and HEAD only; a connection has one request, a few seconds, and one of a few threads.
+Anybody may connect, and a probe that is not answered gets the node restarted: who has not asked anything yet gives way.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from ringpost.node.metrics import CONTENT_TYPE, Exposition, Stats
 THREADS_MAX = 8
 REQUEST_SECONDS_MAX = 10.0
 LOOP_SECONDS_MAX = 2.0
+_HANG_UP_SECONDS_MAX = 1.0
 HEALTH_PATHS = {f"/health/{service}": service for service in ("live", "ready", "startup", "storage")}
 
 _JSON = "application/json"
@@ -117,6 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
     # Of one read; the whole request is bounded by the server's timer.
     timeout = REQUEST_SECONDS_MAX
 
+    def parse_request(self) -> bool:
+        """Its head is here; from now on the connection gives way to no other."""
+        parsed = super().parse_request()
+        cast(_Server, self.server).asked(self.connection)
+        return parsed
+
     def do_GET(self) -> None:
         page = cast(_Server, self.server).pages.page(urlsplit(self.path).path)
         self.send_response(page.status)
@@ -142,7 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    """Bounded: beyond THREADS_MAX connections a new one is turned away at once."""
+    """Bounded: of THREADS_MAX connections the oldest without a request gives way to a new one.
+
+    Where all have asked, the new one is turned away at once.
+    """
 
     daemon_threads = False
     block_on_close = True
@@ -155,7 +166,7 @@ class _Server(ThreadingHTTPServer):
         self._request_seconds_max = request_seconds_max
         self._slots = threading.BoundedSemaphore(THREADS_MAX)
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, bool] = {}  # the oldest first; whether it has asked, or was hung up
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -164,15 +175,31 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
+        if not (self._slots.acquire(blocking=False) or self._make_room()):
             with contextlib.suppress(OSError):
                 request.settimeout(0)
                 request.send(_BUSY)
             self.shutdown_request(request)
             return
         with self._lock:
-            self._open.add(request)
+            self._open[request] = False
         super().process_request(request, client_address)
+
+    def asked(self, request: socket.socket) -> None:
+        """The request is here. Called on the connection's thread."""
+        with self._lock:
+            if request in self._open:
+                self._open[request] = True
+
+    def _make_room(self) -> bool:
+        """Whether a slot was taken from who has not asked anything yet."""
+        with self._lock:
+            silent = next((request for request, asked in self._open.items() if not asked), None)
+            if silent is None:
+                return False
+            self._open[silent] = True
+            _hang_up(silent)
+        return self._slots.acquire(timeout=_HANG_UP_SECONDS_MAX)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         # A client that sends a byte now and then would pass every timeout of a single read.
@@ -185,7 +212,7 @@ class _Server(ThreadingHTTPServer):
             deadline.cancel()
             deadline.join()  # at once: it waits for nothing any more
             with self._lock:
-                self._open.discard(request)
+                self._open.pop(request, None)
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002

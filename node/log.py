@@ -20,6 +20,8 @@ BURST = 20
 PERIOD_S = 10.0
 # More event names than the node has: only log lines of libraries can come near it.
 EVENTS_MAX = 1_000
+# What must not be left out: only who may do it can cause it.
+UNLIMITED = frozenset({"audit.act"})
 
 _FACTS = "ringpost_facts"
 _SUPPRESSED = "ringpost_suppressed"
@@ -45,12 +47,31 @@ def error(event: str, /, *, exception: BaseException | None = None, **facts: obj
     _emit(logging.ERROR, event, facts, exception)
 
 
+def audit(event: str, denied: bool = False, /, **facts: object) -> None:
+    """Logs who did what, or was denied it: whatever the least level is."""
+    level = logging.WARNING if denied else logging.INFO
+    LOGGER.handle(LOGGER.makeRecord(LOGGER.name, level, "", 0, event, (), None, extra={_FACTS: facts}))
+
+
+def enabled(level: str) -> bool:
+    """Whether events of that level are written."""
+    return LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
+
+
 def configure(
-    level: str, form: str, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+    level: str,
+    form: str,
+    stream: IO[str] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    worker: str = "",
 ) -> None:
-    """Sends all logs of the process to `stream` (standard error when None). `form` is json or text."""
+    """Sends all logs of the process to `stream` (standard error when None). `form` is json or text.
+
+    `worker`: the node's id, where several write to one stream; each line then has it.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(worker))
     handler.addFilter(BurstFilter(RateLimit(BURST, PERIOD_S), clock))
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -98,13 +119,21 @@ class BurstFilter(logging.Filter):
         self._clock = clock
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg in UNLIMITED:
+            return True
         left_out = self._limit.admit(str(record.msg), self._clock())
         if left_out > 0:
             setattr(record, _SUPPRESSED, left_out)
         return left_out >= 0
 
 
-class JsonFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def __init__(self, worker: str = "") -> None:
+        super().__init__()
+        self.always = {"worker": worker} if worker else {}
+
+
+class JsonFormatter(_Formatter):
     """{"time": …, "level": …, "event": …, facts…}. A fact never replaces one of these three."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -114,7 +143,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**facts, **fields} if facts.keys() & fields.keys() else {**fields, **facts}, default=str)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """`2026-01-31T12:00:00.000000Z INFO channel.created channel=orders.eu`, then a traceback on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -125,7 +154,7 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{trace}" if trace else line
 
 
-def _parts(formatter: logging.Formatter, record: logging.LogRecord) -> tuple[dict[str, str], dict[str, Any], str]:
+def _parts(formatter: _Formatter, record: logging.LogRecord) -> tuple[dict[str, str], dict[str, Any], str]:
     """The fixed fields, the facts and the traceback ("" without one) of one line."""
     facts: dict[str, Any] | None = getattr(record, _FACTS, None)
     time_ = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -134,7 +163,7 @@ def _parts(formatter: logging.Formatter, record: logging.LogRecord) -> tuple[dic
         event, facts = "log", {"logger": record.name, "message": record.getMessage()}
     else:
         event = str(record.msg)
-    shown = {name: _plain(value) for name, value in facts.items()}
+    shown = {**formatter.always, **{name: _plain(value) for name, value in facts.items()}}
     if left_out := getattr(record, _SUPPRESSED, 0):
         shown["suppressed"] = left_out
     trace = formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[1] else ""

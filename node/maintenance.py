@@ -1,4 +1,4 @@
-"""The node's housekeeping: checkpoints, retention, reclaiming, scrubbing, watching the disk. Each is a loop of its own.
+"""The node's housekeeping: checkpoints, retention, reclaiming, scrubbing, the disk, lags. Each is a loop of its own.
 
 A pass that fails is logged and tried again at the next turn; nothing here may stop the node.
 """
@@ -20,14 +20,20 @@ from ringpost.node.journal.scrub import ScrubStep, scrub_segment
 from ringpost.node.journal.segment import address_of, offset_of, segment_of
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.commits import Waiting
-from ringpost.node.shard.retention import AgeRetention, keep_from_by_size
-from ringpost.node.shard.snapshot import pack, snapshot_shard
+from ringpost.node.shard.lag import learn_ages, served_groups
+from ringpost.node.shard.retention import AgeRetention, IdleInboxes, keep_from_by_size
+from ringpost.node.shard.snapshot import pack_shard
 from ringpost.node.storage import Storage
 
 _CHANNELS_PER_TURN = 500
 _REWRITE_BYTES = 1 << 20
 _DISK_INTERVAL_S = 2.0
+_LAG_INTERVAL_S = 10.0
 _CHECKPOINT_RETRY_S = 10.0
+# A frame takes about 20 µs at the next start, so small ones count by their number; there are fewer checkpoints where
+# those are large.
+_FRAMES_MAX = 200_000
+_CHECKPOINT_BYTES_A_FRAME = 400
 
 
 class Maintenance:
@@ -36,10 +42,12 @@ class Maintenance:
     def __init__(self, storage: Storage, config: Config, health: Health) -> None:
         self._storage = storage
         self._store = storage.store
-        self._config = config
+        self.config = config
         self._health = health
         self._age = AgeRetention(storage.reading)
-        self._checkpointed_bytes = 0
+        self._inboxes = IdleInboxes()
+        self._checkpointed_bytes = self._checkpointed_frames = 0
+        self._frames_max = _FRAMES_MAX
         self._checkpoint_now = asyncio.Lock()
         self._checkpoint_not_before = 0.0
         self._unreadable: set[int] = set()  # segments that cannot be rewritten as a whole
@@ -49,15 +57,16 @@ class Maintenance:
 
     def start(self) -> None:
         """Begins all loops."""
-        every = self._config.reclaim_interval_s
+        every = self.config.reclaim_interval_s
         loops: list[Coroutine[Any, Any, None]] = [
             self._repeat("checkpoint", 1.0, self._checkpoint_if_due),
             self._repeat("retention", min(1.0, every), self.retain),
             self._repeat("reclaim", every, self.reclaim),
             self._repeat("disk", _DISK_INTERVAL_S, self.watch_disk),
+            self._repeat("scrub", 1.0, self._scrub),
+            self._repeat("cool", 1.0, self.cool),
+            self._repeat("lag", _LAG_INTERVAL_S, self.learn_lags),
         ]
-        if self._config.scrub_bytes_per_s:
-            loops.append(self._repeat("scrub", 1.0, self._scrub))
         self._last_checkpoint = time.monotonic()
         self._tasks = [asyncio.get_running_loop().create_task(loop) for loop in loops]
 
@@ -80,11 +89,13 @@ class Maintenance:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     async def _checkpoint_if_due(self) -> None:
-        written = self._storage.journal.counters.bytes_written - self._checkpointed_bytes
+        counters = self._storage.journal.counters
+        written = counters.bytes_written - self._checkpointed_bytes
+        many = counters.frames - self._checkpointed_frames >= self._frames_max
         now = time.monotonic()
-        due = now - self._last_checkpoint >= self._config.checkpoint_interval_s
+        due = now - self._last_checkpoint >= self.config.checkpoint_interval_s
         if now >= self._checkpoint_not_before and (
-            (due and (written or self._holds_back())) or written >= self._config.checkpoint_bytes
+            (due and (written or self._holds_back())) or many or written >= self.config.checkpoint_bytes
         ):
             self._checkpoint_not_before = now + _CHECKPOINT_RETRY_S
             await self.checkpoint()
@@ -106,16 +117,17 @@ class Maintenance:
             return
         async with self._checkpoint_now:
             journal = self._storage.journal
-            written, scan_from = journal.counters.bytes_written, self._scan_from()
+            written, frames, scan_from = journal.counters.bytes_written, journal.counters.frames, self._scan_from()
             parts = []
             for shard in self._store.shards:
                 if shard.position or shard.replicated is not None:
-                    parts.append(pack(snapshot_shard(shard)))
+                    parts.append(pack_shard(shard))
                     await asyncio.sleep(0)
             await self._all_committed()
             await asyncio.to_thread(self._write_checkpoint, parts, scan_from)
             self._forget_positions()
-            self._checkpointed_bytes = written
+            self._checkpointed_bytes, self._checkpointed_frames = written, frames
+            self._frames_max = max(_FRAMES_MAX, sum(map(len, parts)) // _CHECKPOINT_BYTES_A_FRAME)
             self._last_checkpoint = time.monotonic()
             self.checkpoints_written += 1
 
@@ -159,11 +171,18 @@ class Maintenance:
         self._store.log.commits.after_all(committed)
         await done
 
+    # -- memory -----------------------------------------------------------------------------------------------------
+
+    async def cool(self) -> None:
+        """Packs channels that were only looked at; those that were written to are packed as frames become durable."""
+        while self._store.log.warm.cool():
+            await asyncio.sleep(0)
+
     # -- retention --------------------------------------------------------------------------------------------------
 
     async def retain(self) -> None:
         """Trims what configurations let go."""
-        for number, channel in enumerate(list(self._store.retaining)):
+        for number, channel in enumerate([*self._store.retaining, *self._store.boxes()]):
             if number % _CHANNELS_PER_TURN == 0:
                 await asyncio.sleep(0)
             if channel.removed or channel.shard.quarantined:
@@ -172,7 +191,14 @@ class Maintenance:
             if first > max(channel.first_offset, channel.trim_to) and not channel.removed:
                 channel.shard.trim(channel, first, _ignore)
                 await asyncio.sleep(0)
+            if not channel.removed and self._inboxes.is_over(channel, self._store.log.clock()):
+                self._store.delete(channel, _ignore)
         self._age.forget_removed()
+        self._inboxes.forget_removed()
+
+    async def learn_lags(self) -> None:
+        """Reads how old the oldest messages of the groups are that the metrics name, where that is not known."""
+        await learn_ages(served_groups(self._store), self._storage.reading, self._store.log.clock())
 
     async def _keep_from_by_age(self, channel: Channel) -> int:
         """0 where it cannot be told: a channel that cannot be read must not hold up the others."""
@@ -209,7 +235,7 @@ class Maintenance:
         for number in self._unreadable:
             sizes.pop(number, None)
         candidate = ledger.worth_rewriting(sizes, min(active, segment_of(floor)))
-        if candidate is not None and self._room() >= 2 * ledger.live(candidate) + self._config.max_batch_bytes:
+        if candidate is not None and self._room() >= 2 * ledger.live(candidate) + self.config.max_batch_bytes:
             await self._rewrite(candidate)
 
     def _forget_segment(self, number: int) -> None:
@@ -221,7 +247,7 @@ class Maintenance:
     def _room(self) -> int:
         """Bytes up to the end of the last segment that there is surely space for."""
         end = self._storage.journal.end
-        return (self._store.segment_max - segment_of(end) + 1) * self._config.segment_bytes - offset_of(end)
+        return (self._store.segment_max - segment_of(end) + 1) * self.config.segment_bytes - offset_of(end)
 
     async def _rewrite(self, segment: int) -> None:
         live = await self._live_rows(segment)
@@ -241,7 +267,7 @@ class Maintenance:
         for number, channel in enumerate(list(self._store.all_channels())):
             if number % _CHANNELS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            for rows in channel.index.rows_in_segment(segment):
+            for rows in channel.peek_index().rows_in_segment(segment):
                 found += [(channel, row) for row in rows]
                 await asyncio.sleep(0)
         return sorted(found, key=lambda pair: pair[1].address)
@@ -281,11 +307,11 @@ class Maintenance:
     # -- scrubbing --------------------------------------------------------------------------------------------------
 
     async def _scrub(self) -> None:
-        """Reads every segment once, slowly."""
+        """Reads every segment once, slowly, as long as there is a rate for it."""
         journal = self._storage.journal
         active = segment_of(journal.end)
         for segment in journal.segments():
-            if segment.number >= active:
+            if segment.number >= active or not self.config.scrub_bytes_per_s:
                 continue
             steps = scrub_segment(
                 journal.read, segment.number, segment.size_bytes, directory_id=self._storage.identity.directory_id
@@ -293,7 +319,9 @@ class Maintenance:
             try:
                 while (step := await asyncio.to_thread(next, steps, None)) is not None:
                     self._report(step)
-                    await asyncio.sleep(step.bytes_read / self._config.scrub_bytes_per_s)
+                    if not (rate := self.config.scrub_bytes_per_s):
+                        break
+                    await asyncio.sleep(step.bytes_read / rate)
             except FileNotFoundError:
                 continue  # reclaimed meanwhile
 
@@ -314,8 +342,8 @@ class Maintenance:
         last = max((segment.number for segment in storage.journal.segments()), default=0)
         usage = await asyncio.to_thread(storage.files.usage, storage.directory)
         self.disk_used = 1 - usage.free / usage.total if usage.total else 1.0
-        spare = max(0, usage.free - self._config.reserve_bytes)
-        self._store.segment_max = last + spare // self._config.segment_bytes
+        spare = max(0, usage.free - self.config.reserve_bytes)
+        self._store.segment_max = last + spare // self.config.segment_bytes
         before = self._store.disk_state
         state = storage.disk_policy.judge(self.disk_used, before)
         if not storage.reserve.held and not await asyncio.to_thread(storage.reserve.restore):

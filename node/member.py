@@ -23,6 +23,7 @@ from ringpost.node.replicas.replicator import Replicator
 from ringpost.node.replicas.service import PeerServer
 from ringpost.node.storage import Storage
 from ringpost.node.tls import Dialer
+from ringpost.node.tracing import Tracing
 
 _WORDS: dict[Reach, ReachWord] = {Reach.UP: "up", Reach.REFUSED: "refused", Reach.UNKNOWN: "unknown"}
 
@@ -49,6 +50,7 @@ class Member:
         serving_changed: Callable[[bool], None] = lambda _: None,
         new_id: NewId = new_replica_id,
         dialer: Dialer | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.coordination = coordination
         self._storage = storage
@@ -62,7 +64,9 @@ class Member:
             directory=storage.identity.directory_id.hex(),
             serving_changed=serving_changed,
             made_whole=self._made_whole,
+            tracing=tracing,
         )
+        storage.reading.mends = lambda channel, what: self.replicator.damaged(channel.shard, what)
         self.peers = Peers(
             self.replicator, node=node, reach_changed=lambda *_: self.controller.wake(), dialer=dialer or Dialer()
         )
@@ -98,6 +102,7 @@ class Member:
             identity,
             cluster_id=view.cluster_id,
             view_revision=max(view.revision, identity.view_revision),
+            store_id=self.coordination.store_id or identity.store_id,
         )
         self._storage.identity = changed
         async with self._saving:

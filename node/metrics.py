@@ -53,19 +53,30 @@ class Stats:
     published_batches: int = count("batches", "Batches appended.")
     published_duplicates: int = count("batches", "Batches that were stored before and answered again.")
     publish_refusals: Mapping[str, int] = counts("reason", "batches", "Batches not appended, by the reason answered.")
+    access_denials: Mapping[str, int] = counts("reason", "requests", "Refused for want of a token or a permission.")
     delivered_messages: int = count("messages", "Messages sent to subscribers, redeliveries included.")
     delivered_bytes: int = count("bytes", "Encoded batches sent to subscribers.")
     settled_messages: Mapping[str, int] = counts("outcome", "messages", "Messages in settlements, by outcome.")
     redelivered_messages: int = count("messages", "Messages sent with an attempt above 1.")
 
+    dead_lettered_messages: int = count("messages", "Messages given up and kept as dead letters here.")
+
     streams: Mapping[str, int] = gauges("kind", "streams", "Open streams: publish or subscribe.")
     subscriptions: int = gauge("subscriptions", "Open subscriptions.")
     channels: int = gauge("channels", "Channels on this node.")
     groups: int = gauge("groups", "Groups on this node.")
+    message_ids: int = gauge("ids", "Message ids held to deduplicate by, some 160 bytes each, of channels served here.")
     subscriber_queue_bytes: int = gauge("bytes", "Deliveries waiting to be sent.")
 
+    dead_letters: Mapping[str, int] = gauges(
+        "group", "messages", "Dead letters kept, of the 50 groups led here with most: channel/group."
+    )
     group_lag: Mapping[str, int] = gauges(
         "group", "messages", "Not settled yet, of the 50 groups led here with most: channel/group."
+    )
+    group_lag_bytes: Mapping[str, int] = gauges("group", "bytes", "About what they have on disk, of the same groups.")
+    group_lag_seconds: Mapping[str, float] = gauges(
+        "group", "seconds", "Age of the oldest of them, of the same groups; of none where it is not known."
     )
 
     nodes: Mapping[str, int] = gauges("state", "nodes", "Members of the cluster: alive or away.")

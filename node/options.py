@@ -12,6 +12,18 @@ _SIZE = re.compile(r"(\d[\d_]*) ?(KiB|MiB|GiB)?")
 _UNITS = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
+# Settings that a running node takes up on SIGHUP.
+LIVE = frozenset(
+    {
+        *("log_level", "log_format", "max_channels", "max_groups", "auto_create_channels"),
+        *("retention_age_ms", "retention_bytes", "retention_messages", "streams_max"),
+        *("stream_unanswered_batches", "stream_unanswered_bytes", "node_unanswered_bytes"),
+        *("checkpoint_interval_s", "checkpoint_bytes", "scrub_bytes_per_s", "heartbeat_interval_ms"),
+        *("disk_warn_fraction", "disk_refuse_fraction", "disk_fail_fraction"),
+        *("drain_grace_ms", "stop_grace_ms"),
+    }
+)
+
 
 class ConfigError(Exception):
     """A setting cannot be used. The message names the source, the setting and what is allowed."""

@@ -3,13 +3,15 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 import grpc
 from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ringpost.cluster.coordination import Coordination, CoordinationError
@@ -18,43 +20,53 @@ from ringpost.cluster.kv_coordination import KvCoordination
 from ringpost.cluster.view import Desired, NodeRef, View
 from ringpost.node import log
 from ringpost.node.about import About, package_version
+from ringpost.node.access.access import Access, AccessError
+from ringpost.node.access.guard import Guard
+from ringpost.node.access.inspection import InspectionGuard
+from ringpost.node.access_watch import watch_access
+from ringpost.node.binding import Ports, StartError
 from ringpost.node.cluster_stats import cluster_stats
 from ringpost.node.config import Config
 from ringpost.node.coordination import coordination_over, identity_facts, open_coordination
 from ringpost.node.delivery.hub import DeliveryLimits, Hub
-from ringpost.node.grpc_options import peer_server_options, server_options, service_names, service_of
-from ringpost.node.health import Health, HealthService
+from ringpost.node.grpc_options import (
+    peer_server_options,
+    server_options,
+    service_names,
+    service_of,
+    shared_server_options,
+)
+from ringpost.node.health import Health
 from ringpost.node.http import HttpServer, Pages
 from ringpost.node.journal.files import Files, RealFiles
 from ringpost.node.maintenance import Maintenance
 from ringpost.node.member import Member
 from ringpost.node.metrics import Stats
-from ringpost.node.options import is_loopback, split_address
-from ringpost.node.routing.calls import Calls
+from ringpost.node.options import split_address
+from ringpost.node.reload import publish_limits, take_up
+from ringpost.node.routing.calls import Passing
 from ringpost.node.routing.lanes import ForwardLimits
 from ringpost.node.routing.routing import Routing
 from ringpost.node.services import unary
 from ringpost.node.services.channels import Channels, merge_channels
 from ringpost.node.services.cluster import Cluster
+from ringpost.node.services.dead_letters import DeadLetters
 from ringpost.node.services.groups import Groups, merge_groups
+from ringpost.node.services.health import HealthService
 from ringpost.node.services.messages import Messages
-from ringpost.node.services.publish_session import PublishLimits
 from ringpost.node.services.publisher import Publisher
 from ringpost.node.services.stream import StreamGate
 from ringpost.node.services.subscriber import Subscriber
 from ringpost.node.storage import Opener, Storage
 from ringpost.node.tls import Dialer, TlsError, certificates
+from ringpost.node.tracing import Tracing, TracingError, open_provider
 from ringpost.node.watch import LagGauge, watch_loop
-from ringpost.v1 import channel_pb2, cluster_pb2, group_pb2, message_pb2
+from ringpost.v1 import channel_pb2, cluster_pb2, dead_letter_pb2, group_pb2, message_pb2
 from ringpost.v1.cluster_pb2 import NodeState
 
 _BEAT_INTERVAL_S = 0.5
 _COME_BACK_MS = 500
 _STALLED_S = 3.0
-
-
-class StartError(Exception):
-    """The node cannot start; the message is for the operator."""
 
 
 class Server:
@@ -66,14 +78,18 @@ class Server:
         files: Files | None = None,
         coordinate: Callable[[Storage], Coordination] | None = None,
         kv: Kv | None = None,
+        provider: "TracerProvider | None" = None,
     ) -> None:
-        """`kv` keeps the membership of a cluster, in place of what the settings name.
+        """`provider` takes spans, in place of what the settings say.
+
+        `kv` keeps the membership of a cluster, in place of what the settings name.
 
         `coordinate` makes the coordination of several nodes that replicate nothing.
         """
         self.config = config
         self._coordinate = coordinate
         self._kv = kv
+        self._provider = provider
         self._clustered = kv is not None or config.coordination != "embedded"
         self.member: Member | None = None
         self.health = Health()
@@ -83,10 +99,26 @@ class Server:
         self._lag = LagGauge()
         self._tasks: list[asyncio.Task[None]] = []
         self._http: HttpServer | None = None
-        self.port = self.http_port = self.peer_port = 0
+        self.http_port = 0
         self.routing: Routing | None = None
         self._stepped_down = self._changing = False
         self._peer_grpc: grpc.aio.Server | None = None
+        self._shared_grpc: grpc.aio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """What clients reach; 0 before the start."""
+        return self._ports.client
+
+    @property
+    def shared_port(self) -> int:
+        """What clients reach, this process or another; 0 where nothing is shared."""
+        return self._ports.shared
+
+    @property
+    def peer_port(self) -> int:
+        """What other nodes reach; 0 where there are none."""
+        return self._ports.peer
 
     # -- start ------------------------------------------------------------------------------------------------------
 
@@ -94,10 +126,12 @@ class Server:
         """Serves when it returns. Raises StartError, one of storage.UNREADABLE, or OSError."""
         config = self.config
         try:
-            self._certificates = certificates(config)
-        except TlsError as error:
+            clients, peers = certificates(config)
+            self.access = Access(config.access_file)
+            self.tracing = Tracing(config.node, self._provider or open_provider(config, package_version()))
+        except (TlsError, AccessError, TracingError) as error:
             raise StartError(str(error)) from error
-        self._dialer = Dialer(self._certificates[1])
+        self._ports, self._dialer = Ports(config, clients, peers), Dialer(peers)
         # 1. The directory: another node in it is the likeliest reason why a port is taken, too.
         opener = Opener(
             config,
@@ -125,7 +159,7 @@ class Server:
             self.coordination = self._coordination(self.storage)
             self._build()
             # 5. The ports; peers find this node as soon as it is a member.
-            ref = self._bind()
+            ref = self._ports.bind(self._grpc, self._peer_grpc, self._shared_grpc)
             if self._peer_grpc is not None:
                 await self._peer_grpc.start()
             await self._join(ref)
@@ -136,6 +170,8 @@ class Server:
                 await self.maintenance.checkpoint()
             await self.maintenance.watch_disk()
             await self._grpc.start()
+            if self._shared_grpc is not None:
+                await self._shared_grpc.start()
         except BaseException:
             await self._give_up()
             raise
@@ -182,60 +218,83 @@ class Server:
         await self._stop_http()
 
     def _build(self) -> None:
-        config, store, reading = self.config, self.storage.store, self.storage.reading
-        gate = StreamGate(config.streams_max)
-        publish_limits = PublishLimits(
-            config.stream_unanswered_batches, config.stream_unanswered_bytes, config.node_unanswered_bytes
+        config, store = self.config, self.storage.store
+        gate = self._gate = StreamGate(config.streams_max)
+        self.publisher = Publisher(
+            store, publish_limits(config), gate, node=config.node, access=self.access, tracing=self.tracing
         )
-        self.publisher = Publisher(store, publish_limits, gate, node=config.node)
         delivery_limits = DeliveryLimits(
             queue_bytes=config.subscriber_queue_bytes,
             delivery_bytes=config.delivery_bytes_max,
             heartbeat_ms=config.heartbeat_interval_ms,
         )
-        self.hub = Hub(store, reading, delivery_limits, node=config.node)
+        self.hub = Hub(store, self.storage.reading, delivery_limits, node=config.node, access=self.access)
+        self.hub.tracing = self.tracing
         self.maintenance = Maintenance(self.storage, config, self.health)
         self.about = About(config, self.storage, self.publisher, self.hub, self.maintenance, self._lag, config.listen)
+        if isinstance(self.coordination, KvCoordination):
+            self._build_member(self.coordination)
+        if self.member is not None or self._coordinate is not None:
+            self.routing = self._build_routing()
+        if self.member is not None and self.routing is not None:
+            self.hub.may_deliver = self.routing.router.sure = self.member.replicator.may_deliver
+            self.about.view = self._view
+            self.about.cluster_stats = partial(cluster_stats, self.member, self.routing, self._view, config.node)
+        self._build_services(gate)
+
+    def _build_member(self, coordination: KvCoordination) -> None:
+        self.member = Member(
+            self.storage,
+            coordination,
+            node=self.config.node,
+            serving_changed=self._serving_changed,
+            dialer=self._dialer,
+            tracing=self.tracing,
+        )
+
+    def _build_services(self, gate: StreamGate) -> None:
+        """What the ports answer: clients by the first, other nodes by the second, where nothing is passed on."""
+        config, store, reading = self.config, self.storage.store, self.storage.reading
         subscribers = Subscriber(self.hub, gate)
+        accept_loss = self.member.controller.accept_loss if self.member is not None else None
+        cluster = Cluster(
+            self.coordination, self.about.node_info, node=config.node, dialer=self._dialer, accept_loss=accept_loss
+        )
         servicers = (
             (channel_pb2, Channels(store, node=config.node)),
             (group_pb2, Groups(store, reading)),
+            (dead_letter_pb2, DeadLetters(store, reading)),
             (message_pb2, Messages(store, reading)),
         )
-        calls: Calls | None = None
-        if isinstance(self.coordination, KvCoordination):
-            self.member = Member(
-                self.storage,
-                self.coordination,
-                node=config.node,
-                serving_changed=self._serving_changed,
-                dialer=self._dialer,
-            )
-        accept_loss = self.member.controller.accept_loss if self.member is not None else None
-        cluster_service = Cluster(
-            self.coordination, self.about.node_info, node=config.node, dialer=self._dialer, accept_loss=accept_loss
-        )
-        cluster = unary.handlers(service_of(cluster_pb2), cluster_service)
-        if self.member is not None or self._coordinate is not None:
-            self.routing = self._build_routing()
-            calls = self.routing.calls
+
+        def handlers(guard: Guard, passing: Passing | None) -> list[grpc.GenericRpcHandler]:
+            found = [unary.handlers(service_of(file), one, guard, passing) for file, one in servicers]
+            return [unary.handlers(service_of(cluster_pb2), cluster, guard), *found]
+
+        if self.routing is not None:
+            own = [self.member.handlers()] if self.member is not None else []
+            streams = (self.publisher.peer_handlers(), subscribers.peer_handlers())
+            passed_on = handlers(Guard(self.access, first=False), self.routing.peer_calls)
             self._peer_grpc = grpc.aio.server(options=peer_server_options(config))
-            handlers = [unary.handlers(service_of(file), one, self.routing.peer_calls) for file, one in servicers]
-            peer_handlers = (self.publisher.peer_handlers(), subscribers.peer_handlers(), cluster, *handlers)
-            self._peer_grpc.add_generic_rpc_handlers(peer_handlers)
-        if self.member is not None and self._peer_grpc is not None:
-            self._peer_grpc.add_generic_rpc_handlers((self.member.handlers(),))
-            self.hub.may_deliver = self.member.replicator.may_deliver
-            self.about.view = self._view
-            assert self.routing is not None
-            self.about.cluster_stats = partial(cluster_stats, self.member, self.routing, self._view, config.node)
-        self._grpc = grpc.aio.server(options=server_options(config))
-        handlers = [unary.handlers(service_of(file), one, calls) for file, one in servicers]
-        self._grpc.add_generic_rpc_handlers((self.publisher.handlers(), subscribers.handlers(), cluster, *handlers))
+            self._peer_grpc.add_generic_rpc_handlers((*streams, *passed_on, *own))
+        calls = self.routing.calls if self.routing is not None else None
+        streams = (self.publisher.handlers(), subscribers.handlers())
         self._health_service = HealthService(self.health)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health_service, self._grpc)
-        channelz.add_channelz_servicer(self._grpc)
-        reflection.enable_server_reflection(service_names(), self._grpc)
+        answers = (*streams, *handlers(Guard(self.access, first=True), calls))
+        self._grpc = self._client_server(server_options(config), answers)
+        if config.shared_listen:
+            self._shared_grpc = self._client_server(shared_server_options(config), answers)
+
+    def _client_server(
+        self, settings: list[tuple[str, int]], answers: Sequence[grpc.GenericRpcHandler]
+    ) -> grpc.aio.Server:
+        inspection = [InspectionGuard(self.access)] if self.access.on else []
+        server = grpc.aio.server(interceptors=inspection, options=settings)
+        server.add_generic_rpc_handlers(tuple(answers))
+        server.add_generic_rpc_handlers((self._health_service.handlers(),))
+        channelz.add_channelz_servicer(server)
+        reflection.enable_server_reflection(service_names(), server)
+        return server
 
     def _build_routing(self) -> Routing:
         config = self.config
@@ -253,36 +312,6 @@ class Server:
         )
         self.publisher.lanes = routing.lanes
         return routing
-
-    def _bind(self) -> NodeRef:
-        config = self.config
-        clients, peers = self._certificates
-        mutual = bool(config.tls_client_ca_file)
-        tls = clients.server(mutual=mutual) if clients is not None else None
-        self.port = self._bind_one(self._grpc, "listen", config.listen, tls)
-        if self._peer_grpc is None:
-            return NodeRef(config.node, config.advertised(self.port), config.zone)
-        tls = peers.server(mutual=True) if peers is not None else None
-        self.peer_port = self._bind_one(self._peer_grpc, "peer_listen", config.peer_listen, tls)
-        peer_address = config.peer_advertised(self.peer_port)
-        address = config.advertised(self.port)
-        return NodeRef(config.node, address, config.zone, peer_address, weight=config.weight)
-
-    def _bind_one(self, server: grpc.aio.Server, name: str, address: str, tls: grpc.ServerCredentials | None) -> int:
-        host, port = split_address(address)
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if not (tls is not None or self.config.insecure or is_loopback(address)):
-            raise StartError(
-                f"{name}: {address} would serve other machines in plain text; "
-                "say --insecure if that is meant, or listen on 127.0.0.1"
-            )
-        try:
-            bound = server.add_secure_port(target, tls) if tls is not None else server.add_insecure_port(target)
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise StartError(f"{name}: cannot bind {target}; is another program using the port?")
-        return bound
 
     async def _start_http(self) -> None:
         if not self.config.http_listen:
@@ -305,8 +334,11 @@ class Server:
         self.health.set_part("frames", not missing, f"the journal's segments {missing} are missing")
         self.health.set_part("shards", not quarantined, f"shards {quarantined} are damaged")
         self.health.set_part("coordination", True)
+        self.health.set_part("access", True)
         self._spawn(watch_loop(self.health, self._lag, asyncio.get_running_loop().time))
         self._spawn(self._beat())
+        if self.access.on:
+            self._spawn(watch_access(self.access, self.health, (self.publisher.check_access, self.hub.check_access)))
         self.maintenance.start()
         self.about.state = NodeState.NODE_STATE_SERVING
         # What recovery built lives as long as the node: the collector need not look at it again.
@@ -316,6 +348,18 @@ class Server:
             self._spawn(self.member.activate())
         log.info(
             "node.serving", listen=self.about.address, boot=self.storage.identity.boot, durability=self.about.durability
+        )
+
+    def take_up(self, config: Config) -> None:
+        """Goes on with other settings, of those that may change."""
+        self.config = self.about.config = config
+        take_up(
+            config,
+            storage=self.storage,
+            publisher=self.publisher,
+            hub=self.hub,
+            maintenance=self.maintenance,
+            gate=self._gate,
         )
 
     def _stats(self) -> Stats:
@@ -329,7 +373,7 @@ class Server:
             await asyncio.sleep(_BEAT_INTERVAL_S)
             self.hub.beat()
             if self.member is not None:
-                problem = self.member.coordination.problem
+                problem = self.member.coordination.problem or self.member.replicator.damage.problem
                 self.health.set_part("coordination", not problem, problem)
                 damaged = [shard.number for shard in self.storage.store.shards if shard.quarantined]
                 self.health.set_part("shards", not damaged, f"shards {damaged} are damaged")
@@ -407,8 +451,9 @@ class Server:
         # 0. Others take over what this node leads; until then it serves as ever.
         if not self.failed:
             await self._rest(max(grace_ms / 1000, 1.0))
-        # 1. Nobody is sent here any more.
+        # 1. Nobody is sent here any more: at a shared address the others take what comes.
         self.health.drain()
+        left = asyncio.ensure_future(self._leave_shared_address(grace_ms / 1000))
         # 2. Streams are told; they work on for the grace, or until all of them have left.
         self.publisher.drain(grace_ms, _COME_BACK_MS)
         self.hub.drain(grace_ms, _COME_BACK_MS)
@@ -417,7 +462,7 @@ class Server:
         self.publisher.end_all()
         self.hub.end_all()
         self._health_service.close()
-        await self._grpc.stop(self.config.stop_grace_ms / 1000 if not self.failed else 0.2)
+        await asyncio.gather(self._grpc.stop(self.config.stop_grace_ms / 1000 if not self.failed else 0.2), left)
         if self._peer_grpc is not None and self.routing is not None:
             await self.routing.close()
             if self.member is not None:
@@ -437,7 +482,13 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.storage.close)
         await self._stop_http()
+        await asyncio.to_thread(self.tracing.close)
         log.info("node.stopped")
+
+    async def _leave_shared_address(self, drain_s: float) -> None:
+        """No connection is taken there any more; what came before is drained as everywhere."""
+        if self._shared_grpc is not None:
+            await self._shared_grpc.stop(drain_s + self.config.stop_grace_ms / 1000 if not self.failed else 0.2)
 
     async def _until_left(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

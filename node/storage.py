@@ -2,12 +2,15 @@
 
 import asyncio
 import errno
+import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ringpost.node import log
 from ringpost.node.config import Config
@@ -24,6 +27,7 @@ from ringpost.node.journal.recovery import RecoveryReport, recover
 from ringpost.node.journal.segment import UnknownFormat
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.cluster_replay import ClusterReplay
+from ringpost.node.shard.dead_letters import Gravedigger
 from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
@@ -98,6 +102,7 @@ class Opener:
         self._damaged = damaged
         self._loop = asyncio.get_running_loop()
         self._identity: Identity | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself forgets those that nobody holds
 
     def hold(self) -> None:
         """Takes the directory, so that no other node has it. Raises one of UNREADABLE, or OSError."""
@@ -156,13 +161,15 @@ class Opener:
         )
         checkpoints = CheckpointStore(directory, self._files)
         replay = self._replay(store)
-        report, quarantined = self._recover(replay, store, checkpoints, identity.directory_id)
+        with _without_collector():
+            report, quarantined = self._recover(replay, store, checkpoints, identity.directory_id)
         journal.start(report.end)
         for segment in journal.segments():
             store.log.ledger.begin(segment.number)
         reader = ColdReader(journal.read, config.cold_read_threads)
         reading = Reading(store.log.cache, partial(_fetch, reader), self._channel_damaged)
         policy = DiskPolicy(config.disk_warn_fraction, config.disk_refuse_fraction, config.disk_fail_fraction)
+        store.log.burials.write = Gravedigger(reading, self._spawn, store.check_disk).write
         missing = self._missing_segments(store, journal)
         return Storage(
             directory=directory,
@@ -181,11 +188,17 @@ class Opener:
             losses=self._accepted(replay, missing),
         )
 
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _journal(self, identity: Identity, reserve: Reserve) -> Journal:
         config = self._config
         options = JournalOptions(
             segment_bytes=config.segment_bytes,
             linger_us=config.journal_linger_us,
+            busy_linger_us=config.journal_busy_linger_us,
             on_no_space=reserve.release,
         )
         return Journal(
@@ -267,6 +280,7 @@ class Opener:
 
     def _on_durable(self, address: int) -> None:
         self._commits_log.commits.durable(address)
+        self._commits_log.warm.cool()
         self._durable()
 
     def _on_failure(self, error: Exception) -> None:
@@ -278,6 +292,18 @@ class Opener:
     def _channel_damaged(self, channel: Channel, what: str) -> None:
         log.error("frame.damaged", channel=channel.name, shard=channel.shard.number, what=what)
         self._damaged(f"a stored frame of channel {channel.name!r} is damaged: {what}")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """What recovery makes stays: the collector would look at all of it again and again, and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 async def _fetch(reader: ColdReader, channel: Channel, rows: list[tuple[int, int]]) -> list[CachedFrame]:

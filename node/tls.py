@@ -149,6 +149,12 @@ def certificates(config: Config) -> tuple[Certificate | None, Certificate | None
     )
 
 
+def peer_name(context: Any) -> str:
+    """Who calls at the peer port, for the log: the names in its certificate, if there is one, and its address."""
+    names = b", ".join(context.auth_context().get("x509_subject_alternative_name", ())).decode("utf-8", "replace")
+    return f"node {names or '?'} at {context.peer()}"
+
+
 def shows(context: Any, node: str) -> bool:
     """Whether the caller of a peer's method is that node, by its certificate; without TLS nobody can tell."""
     facts = context.auth_context()

@@ -17,8 +17,9 @@ import uvloop
 from ringpost.cluster.memory_kv import MemoryKv, MemoryStore
 from ringpost.node import log
 from ringpost.node.__main__ import SWITCH_INTERVAL_S, serving_line
+from ringpost.node.binding import StartError
 from ringpost.node.config import Config, ConfigError
-from ringpost.node.server import Server, StartError
+from ringpost.node.server import Server
 from ringpost.node.storage import UNREADABLE
 
 NODES_MAX = 9

@@ -76,8 +76,13 @@ class EtcdMember:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def freeze(self) -> None:
+        """Returns when every thread of it stands still: until then it may answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        tasks, end = Path(f"/proc/{self._process.pid}/task"), time.monotonic() + 5
+        while tasks.is_dir() and any(_state(task) not in "tT" for task in tasks.iterdir()):
+            assert time.monotonic() < end, "it does not stop"
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         assert self._process is not None
@@ -268,3 +273,11 @@ if __name__ == "__main__":  # for a look by hand: an etcd until standard input e
     print(*server.endpoints)
     sys.stdin.read()
     server.close()
+
+
+def _state(task: Path) -> str:
+    """Of a thread: one letter, as in /proc/PID/stat behind the name in brackets."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "T"  # it has ended

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from ringpost.cluster import records
+from ringpost.cluster import levels, records
 from ringpost.node.journal import frame, identity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,4 +22,5 @@ def test_the_formats_are_those_of_the_code() -> None:
         "data directory": identity.FORMAT,
         "frames of the journal": frame.VERSION,
         "records in etcd": records.FORMAT,
+        "level (what nodes say to each other)": levels.LEVEL,
     }

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-FIVE_MINUTES = README.read_text().split("\n## The first five minutes\n")[1].split("\n## ")[0]
-BLOCKS = [(m[1], m[2]) for m in re.finditer(r"^```(\w*)\n(.*?)^```$", FIVE_MINUTES, re.MULTILINE | re.DOTALL)]
+
+
+def blocks(title: str) -> list[tuple[str, str]]:
+    """The language and the text of each block below a title."""
+    section = README.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return [(m[1], m[2]) for m in re.finditer(r"^```(\w*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)]
+
+
+BLOCKS = blocks("The first five minutes")
+MODES = blocks("Groups: which mode do I want")
+REQUESTS = blocks("Request and reply")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 
@@ -20,14 +29,14 @@ def commands() -> list[str]:
     return [line for language, text in BLOCKS if not language for line in text.splitlines() if line]
 
 
-def snippet() -> str:
-    (text,) = [text for language, text in BLOCKS if language == "python"]
+def snippet(section: list[tuple[str, str]]) -> str:
+    (text,) = [text for language, text in section if language == "python"]
     assert text.count(PRINTED_ADDRESS) == 1
     return text
 
 
-def run_snippet(address: str) -> list[str]:
-    program = snippet().replace(PRINTED_ADDRESS, address)
+def run_snippet(address: str, program: str) -> list[str]:
+    program = program.replace(PRINTED_ADDRESS, address)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=SECONDS, check=False
     )
@@ -56,10 +65,23 @@ class Shell:
 
 def test_the_python_program_ends_however_often_it_is_run(ringpost_broker: Any) -> None:
     for first in (0, 10):
-        printed = run_snippet(ringpost_broker.address)
+        printed = run_snippet(ringpost_broker.address, snippet(BLOCKS))
         orders = [f"{first + n} b'order {n}'" for n in range(10)]
         assert [line for line in printed if "order" in line] == orders
         assert any(line.endswith(" quorum") for line in printed)
+
+
+def test_the_price_is_asked_and_answered(ringpost_broker: Any) -> None:
+    for _ in range(2):
+        assert run_snippet(ringpost_broker.address, snippet(REQUESTS)) == ["XAU: 42"]
+
+
+def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:
+    key_ordered, failover = (text for _, text in MODES)
+    for _ in range(2):
+        printed = run_snippet(ringpost_broker.address, key_ordered)
+        assert printed == ["Bob 0", "Bob 1", "Bob 2", "Ann 0", "Ann 1", "Ann 2"]
+    assert run_snippet(ringpost_broker.address, failover) == ["[('worker-1', True)]"]
 
 
 def test_the_commands_work_in_their_order(tmp_path: Path) -> None:
@@ -79,6 +101,6 @@ def test_the_commands_work_in_their_order(tmp_path: Path) -> None:
             waiting.send_signal(signal.SIGINT)
             assert waiting.wait(SECONDS) == 130
         assert "OK: every promise was kept" in shell.run(verify.replace("--seconds 10", "--seconds 3"))
-        assert len(run_snippet(found[0])) >= 11
+        assert len(run_snippet(found[0], snippet(BLOCKS))) >= 11
     finally:
         shell.run(down)

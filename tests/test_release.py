@@ -56,6 +56,8 @@ def test_a_release_has_everything_and_says_what_is_in_it(tmp_path: Path) -> None
         ".git", ".venv", "dist", "build", "target", ".*_cache", "__pycache__", "*.egg-info"
     )
     shutil.copytree(ROOT, tree, ignore=ignored, symlinks=True)
+    (tree / "deploy/secure").mkdir(exist_ok=True)
+    (tree / "deploy/secure/ca.key").write_text("somebody's")
     made = subprocess.run(
         [tree / "deploy/release.sh"],
         check=False,
@@ -78,4 +80,7 @@ def test_a_release_has_everything_and_says_what_is_in_it(tmp_path: Path) -> None
     assert not {"pytest", "mypy", "pip"} & parts.keys(), "only what the wheel installs"
     assert parts["ringpost"]["version"] == VERSION
     with tarfile.open(dist / f"ringpost-{VERSION}-deploy.tar.gz") as archive:
-        assert {"deploy/compose.yaml", "deploy/Dockerfile", "LICENSE"} <= set(archive.getnames())
+        packed = set(archive.getnames())
+    assert {"deploy/compose.yaml", "deploy/Dockerfile", "deploy/kubernetes/secure/kustomization.yaml"} <= packed
+    assert "LICENSE" in packed
+    assert not [name for name in packed if name.startswith("deploy/secure")], "keys of whoever made the release"

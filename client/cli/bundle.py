@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import platform
 import tarfile
 import time
@@ -25,6 +26,7 @@ from ringpost.client.cli.units import show_bytes
 # Of each local log the end; of channels and groups the first.
 _LOG_BYTES = 2 << 20
 _LISTED = 5_000
+_MODE = 0o600
 _LIBRARIES = ("ringpost", "grpcio", "protobuf", "uvloop", "crc32c", "click")
 
 Part = Callable[[], Awaitable[Any]]
@@ -48,16 +50,17 @@ class Archive:
         return found
 
     def write(self, path: Path) -> int:
-        """Its size. Raises OSError."""
+        """Its size. Nobody else can read it at any time: logs and names are in it. Raises OSError."""
         if self.problems:
             self.files["problems.json"] = json.dumps(self.problems, indent=2, ensure_ascii=False).encode()
         folder, now = path.name.removesuffix(".tar.gz"), int(time.time())
-        with tarfile.open(path, "w:gz") as archive:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE), "wb")
+        os.fchmod(file.fileno(), _MODE)  # where it was there already
+        with file, tarfile.open(fileobj=file, mode="w:gz") as archive:
             for name, content in sorted(self.files.items()):
                 entry = tarfile.TarInfo(f"{folder}/{name}")
-                entry.size, entry.mtime, entry.mode = len(content), now, 0o600
+                entry.size, entry.mtime, entry.mode = len(content), now, _MODE
                 archive.addfile(entry, io.BytesIO(content))
-        path.chmod(0o600)
         return path.stat().st_size
 
 

@@ -22,6 +22,9 @@ def channel() -> None:
 def limits(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a ChannelConfig."""
     for option in (
+        click.option(
+            "--dedup-window", type=duration, help="Take a message id once in so long, 1s to 1d; 0: no matter."
+        ),
         click.option("--max-message", type=size, help="Greatest message; 0: the node's limit."),
         click.option("--keep-messages", type=OFFSET, help="Keep at most so many; 0: all."),
         click.option("--keep-bytes", type=size, help="Keep at most so much, such as 10GiB; 0: all."),
@@ -32,7 +35,11 @@ def limits(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def config_of(
-    keep_age: float | None, keep_bytes: int | None, keep_messages: int | None, max_message: int | None
+    keep_age: float | None,
+    keep_bytes: int | None,
+    keep_messages: int | None,
+    max_message: int | None,
+    dedup_window: float | None,
 ) -> channel_pb2.ChannelConfig:
     """The options of `limits`; a field is present when its option was given."""
     return channel_pb2.ChannelConfig(
@@ -40,6 +47,7 @@ def config_of(
         retention_bytes=keep_bytes,
         retention_messages=keep_messages,
         max_message_bytes=max_message,
+        dedup_window_ms=None if dedup_window is None else round(dedup_window * 1000),
     )
 
 
@@ -136,6 +144,7 @@ def show(info: channel_pb2.ChannelInfo, output: Output) -> None:
         ("keep bytes", show_bytes(config.retention_bytes) if config.retention_bytes else "no limit"),
         ("keep messages", config.retention_messages or "no limit"),
         ("greatest message", show_bytes(config.max_message_bytes) if config.max_message_bytes else "the node's limit"),
+        ("dedup window", show_seconds(config.dedup_window_ms / 1000) if config.dedup_window_ms else "none"),
         ("groups", info.group_count),
         ("subscribers", info.subscription_count),
         ("made", show_time(info.created_time_us)),
@@ -158,6 +167,7 @@ def as_json(info: channel_pb2.ChannelInfo) -> dict[str, Any]:
             "retention_bytes": config.retention_bytes,
             "retention_messages": config.retention_messages,
             "max_message_bytes": config.max_message_bytes,
+            "dedup_window_ms": config.dedup_window_ms,
         },
         "group_count": info.group_count,
         "subscription_count": info.subscription_count,

@@ -1,4 +1,4 @@
-"""`group add|ls|info|seek|rm`."""
+"""`group add|ls|info|set|seek|pause|resume|rm`."""
 
 from typing import Any
 
@@ -6,9 +6,11 @@ import click
 
 from ringpost.client.api import Client
 from ringpost.client.cli.command import Group, output_option, remote, start_of
+from ringpost.client.cli.group_options import config_json, config_of, config_options, config_rows
 from ringpost.client.cli.output import Output, confirm, note
-from ringpost.client.cli.params import duration, place
-from ringpost.client.cli.units import Place, counted, show_seconds, show_time
+from ringpost.client.cli.params import place
+from ringpost.client.cli.units import Place, counted, show_bytes, show_seconds, show_time
+from ringpost.client.modes import MODES, mode_name
 from ringpost.v1 import group_pb2
 
 
@@ -21,23 +23,32 @@ def group() -> None:
 @click.argument("channel")
 @click.argument("name")
 @click.option("--from", "begin", type=place, default="earliest", show_default=True, help="Where it begins.")
-@click.option("--ack-deadline", type=duration, help="How long a member may work on a message (default 30s).")
-@click.option("--max-in-flight", type=click.IntRange(1, 1_000_000), help="Most messages out at a time.")
+@click.option("--mode", type=click.Choice(list(MODES)), default="shared", show_default=True, help="How it shares them.")
+@config_options
 @output_option
 @remote()
-async def add(
-    mq: Client,
-    channel: str,
-    name: str,
-    begin: Place,
-    ack_deadline: float | None,
-    max_in_flight: int | None,
-    output: Output,
-) -> None:
-    """Make a group. One is also made by its first use."""
-    deadline_ms = None if ack_deadline is None else round(ack_deadline * 1000)
-    config = group_pb2.GroupConfig(ack_deadline_ms=deadline_ms, max_in_flight=max_in_flight)
-    show(await mq.groups.add(channel, name, start=start_of(begin), config=config), output)
+async def add(mq: Client, channel: str, name: str, begin: Place, mode: str, output: Output, **options: Any) -> None:
+    """Make a group. One is also made by its first use.
+
+    \b
+    shared       each message to one of the members
+    key_ordered  the same, but messages of one key one at a time and in order
+    exclusive    one member; a second one is refused
+    failover     one active member; the next takes over when it leaves
+    """
+    config = config_of(**options)
+    show(await mq.groups.add(channel, name, start=start_of(begin), mode=mode, config=config), output)
+
+
+@group.command("set")
+@click.argument("channel")
+@click.argument("name")
+@config_options
+@output_option
+@remote()
+async def set_(mq: Client, channel: str, name: str, output: Output, **options: Any) -> None:
+    """Change a group's configuration; what is not named stays. It counts for what is leased or fails from then on."""
+    show(await mq.groups.set(channel, name, config_of(**options)), output)
 
 
 @group.command("ls")
@@ -47,7 +58,20 @@ async def add(
 async def ls(mq: Client, channel: str, output: Output) -> None:
     """List the groups of CHANNEL, or of all channels."""
     infos = [info async for info in mq.groups.list(channel)]
-    columns = ("channel", "group", "pending", "in flight", "to redeliver", "rejected", "settled below", "members")
+    columns = (
+        "channel",
+        "group",
+        "mode",
+        "pending",
+        "lag",
+        "oldest",
+        "in flight",
+        "to redeliver",
+        "dead letters",
+        "settled below",
+        "members",
+        "paused",
+    )
     output.listing(columns, [_row(info) for info in infos], [as_json(info) for info in infos])
 
 
@@ -81,6 +105,26 @@ async def seek(mq: Client, channel: str, name: str, to: Place, yes: bool, output
 @group.command()
 @click.argument("channel")
 @click.argument("name")
+@output_option
+@remote()
+async def pause(mq: Client, channel: str, name: str, output: Output) -> None:
+    """Let a group hand out nothing until it is resumed. What is leased can be settled as ever."""
+    show(await mq.groups.pause(channel, name), output)
+
+
+@group.command()
+@click.argument("channel")
+@click.argument("name")
+@output_option
+@remote()
+async def resume(mq: Client, channel: str, name: str, output: Output) -> None:
+    """End a group's pause."""
+    show(await mq.groups.resume(channel, name), output)
+
+
+@group.command()
+@click.argument("channel")
+@click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @remote()
 async def rm(mq: Client, channel: str, name: str, yes: bool) -> None:
@@ -93,22 +137,41 @@ async def rm(mq: Client, channel: str, name: str, yes: bool) -> None:
 
 def show(info: group_pb2.GroupInfo, output: Output) -> None:
     """One group in full."""
-    members = [f"{member.consumer or '(no name)'}: {member.in_flight:,} in flight" for member in info.members]
+    members = [_member(member) for member in info.members]
     rows = [
         ("group", info.name),
         ("channel", info.channel),
+        ("mode", mode_name(info.config.mode)),
+        ("paused", info.paused),
         ("pending", info.pending),
+        ("lag", _lag(info)),
         ("in flight", info.in_flight),
         ("to redeliver", info.to_redeliver),
         ("rejected", info.rejected),
+        ("dead letters", f"{info.dead_letters:,} ({show_bytes(info.dead_letter_bytes)})"),
         ("settled below", info.settled_below),
         ("end offset", info.end_offset),
-        ("ack deadline", show_seconds(info.config.ack_deadline_ms / 1000)),
-        ("max in flight", info.config.max_in_flight),
+        *config_rows(info.config),
         ("made", show_time(info.created_time_us)),
         ("members", "\n".join(members) or "none"),
     ]
     output.details(rows, as_json(info))
+
+
+def _lag(info: group_pb2.GroupInfo) -> str:
+    """Bytes and age of what is pending."""
+    return f"about {show_bytes(info.lag_bytes)}, the oldest {_age(info)} old" if info.pending else "none"
+
+
+def _age(info: group_pb2.GroupInfo) -> str:
+    if not info.pending:
+        return "-"
+    return show_seconds(info.lag_ms / 1000) if info.HasField("lag_ms") else "?"
+
+
+def _member(member: group_pb2.GroupMember) -> str:
+    held = f"{member.in_flight:,} in flight" if member.active else "waits to take over"
+    return f"{member.consumer or '(no name)'}: {held}"
 
 
 def as_json(info: group_pb2.GroupInfo) -> dict[str, Any]:
@@ -116,19 +179,24 @@ def as_json(info: group_pb2.GroupInfo) -> dict[str, Any]:
     return {
         "channel": info.channel,
         "name": info.name,
-        "config": {
-            "mode": "shared",
-            "ack_deadline_ms": info.config.ack_deadline_ms,
-            "max_in_flight": info.config.max_in_flight,
-        },
+        "config": config_json(info.config),
         "settled_below": info.settled_below,
         "end_offset": info.end_offset,
         "pending": info.pending,
+        "lag_bytes": info.lag_bytes,
+        "lag_ms": info.lag_ms if info.HasField("lag_ms") else None,
         "in_flight": info.in_flight,
         "to_redeliver": info.to_redeliver,
         "rejected": info.rejected,
-        "members": [{"consumer": member.consumer, "in_flight": member.in_flight} for member in info.members],
+        "dead_letters": info.dead_letters,
+        "dead_letter_bytes": info.dead_letter_bytes,
+        "next_dead_letter": info.next_dead_letter,
+        "members": [
+            {"consumer": member.consumer, "in_flight": member.in_flight, "active": member.active}
+            for member in info.members
+        ],
         "created_time_us": info.created_time_us,
+        "paused": info.paused,
     }
 
 
@@ -136,10 +204,14 @@ def _row(info: group_pb2.GroupInfo) -> tuple[object, ...]:
     return (
         info.channel,
         info.name,
+        mode_name(info.config.mode),
         info.pending,
+        show_bytes(info.lag_bytes),
+        _age(info),
         info.in_flight,
         info.to_redeliver,
-        info.rejected,
+        info.dead_letters,
         info.settled_below,
         len(info.members),
+        info.paused,
     )

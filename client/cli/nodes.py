@@ -1,5 +1,6 @@
 """`node info` and `check`."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -13,6 +14,9 @@ from ringpost.client.cli.command import PATIENCE, Group, addr_option, async_comm
 from ringpost.client.cli.output import Output
 from ringpost.client.cli.units import counted, show_bytes, show_time
 from ringpost.v1 import cluster_pb2
+
+# What other nodes say is no answer here.
+_THIS_NODE = replace(PATIENCE, routing="any")
 
 
 @click.group(cls=Group)
@@ -109,22 +113,26 @@ def verdict(found: cluster_pb2.NodeInfo, unhealthy: list[str]) -> tuple[int, lis
 @addr_option
 @async_command
 async def check(addr: str, output: Output) -> None:
-    """Check the node, for scripts.
+    """Check the node, for scripts; of several addresses the first that answers.
 
     Exit code 0: it works. 1: it works with faults, such as a disk that fills. 2: it does not work or does not
     answer (where every other command ends with 3). The reasons are printed.
     """
-    try:
-        async with contexts.dial(addr, PATIENCE) as mq:
-            found = await mq.node.info()
-        unhealthy = await _unhealthy(found.address if "," in addr else addr, contexts.credentials_for(addr))
-    except errors.RingpostError as error:
-        code, reasons, state = 2, [f"no answer from {addr}: {error.message}"], "unreachable"
-    else:
-        code, reasons = verdict(found, unhealthy)
+    found, text = None, ""
+    code, reasons, state = 2, [f"no answer from {addr}"], "unreachable"
+    for one in addr.split(","):
+        try:
+            async with contexts.dial(one, _THIS_NODE) as mq:
+                found = await mq.node.info()
+            code, reasons = verdict(found, await _unhealthy(one, contexts.credentials_for(one)))
+        except errors.RingpostError as error:
+            reasons = [*reasons, error.message]
+            continue
         state = state_of(found)
+        text = f"{found.node} serves on {found.address}, disk ok"
+        break
     word = ("ok", "faults", "broken")[code]
-    text = "; ".join(reasons) if reasons else f"{found.node} serves on {found.address}, disk ok"
+    text = "; ".join(reasons) or text
     output.line(f"{word}: {text}", {"status": word, "state": state, "reasons": reasons})
     if code:
         raise click.exceptions.Exit(code)

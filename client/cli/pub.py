@@ -14,18 +14,29 @@ from ringpost.client.api import Client
 from ringpost.client.batch import OutMessage
 from ringpost.client.cli.command import output_option, remote
 from ringpost.client.cli.output import Output, progress
-from ringpost.client.cli.params import DURABILITY, header
+from ringpost.client.cli.params import DURABILITY, OFFSET, header
 from ringpost.client.receipts import BatchReceipt
 
 CHUNK = 1_000
 _BLOCK_BYTES = 256 * 1024
 
 
-def _check(data: str | None, lines: IO[bytes] | None, count: int | None, **_: object) -> None:
+def _check(
+    data: str | None,
+    lines: IO[bytes] | None,
+    count: int | None,
+    message_id: str | None,
+    expect_offset: int | None,
+    **_: object,
+) -> None:
     if (data is None) == (lines is None):
         raise click.UsageError("Give either DATA or --lines FILE.")
     if count is not None and (lines is not None or data == "-"):
         raise click.UsageError("--count repeats DATA; it does not go with --lines or stdin.")
+    if message_id is not None and lines is not None:
+        raise click.UsageError("--id names one message, or with {n} each of --count; it does not go with --lines.")
+    if expect_offset is not None and (lines is not None or count is not None):
+        raise click.UsageError("--expect-offset is for one message; it does not go with --lines or --count.")
 
 
 @click.command()
@@ -34,8 +45,10 @@ def _check(data: str | None, lines: IO[bytes] | None, count: int | None, **_: ob
 @click.option("--lines", type=click.File("rb"), metavar="FILE", help="Publish every line of FILE (- for stdin).")
 @click.option("--count", type=click.IntRange(min=1), help="Publish so many; {n} in DATA and --key counts from 1.")
 @click.option("--key", help="Messages with one key keep their order in key-ordered groups.")
+@click.option("--id", "message_id", metavar="ID", help="The message's id, with {n} as DATA; see `channel set -h`.")
 @click.option("--header", "headers", type=header, multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.option("--durability", type=DURABILITY, default="quorum", show_default=True, help="What to wait for.")
+@click.option("--expect-offset", type=OFFSET, help="Publish only if the message gets exactly this offset.")
 @output_option
 @remote(_check)
 async def pub(
@@ -45,8 +58,10 @@ async def pub(
     lines: IO[bytes] | None,
     count: int | None,
     key: str | None,
+    message_id: str | None,
     headers: tuple[tuple[str, str], ...],
     durability: str,
+    expect_offset: int | None,
     output: Output,
 ) -> None:
     """Publish DATA to CHANNEL; DATA "-" is all of stdin.
@@ -57,28 +72,29 @@ async def pub(
     ringpost pub logs --lines access.log
     """
 
-    def message(data: bytes, key: str | None = key) -> OutMessage:
-        return OutMessage(data, key, dict(headers))
+    def message(data: bytes, number: str = "{n}") -> OutMessage:
+        """`number` takes the place of each {n}."""
+        own_key, own_id = (text and text.replace("{n}", number) for text in (key, message_id))
+        return OutMessage(data.replace(b"{n}", number.encode()), own_key, dict(headers), own_id)
 
     begin = time.perf_counter()
     if lines is not None:
         chunks = _line_chunks(lines.fileno(), message)
         receipts = await _publish_all(mq, channel, chunks, None, durability)
     elif count is not None:
-        chunks = _template_chunks(os.fsencode(data or ""), key, count, message)
+        chunks = _template_chunks(os.fsencode(data or ""), count, message)
         receipts = await _publish_all(mq, channel, chunks, count, durability)
     else:
         content = sys.stdin.buffer.read() if data == "-" else os.fsencode(data or "")
-        receipts = await mq.publish_many(channel, [message(content)], durability)
+        receipts = await mq.publish_many(channel, [message(content)], durability, expect_offset)
     _report(channel, receipts, time.perf_counter() - begin, output)
 
 
 async def _template_chunks(
-    data: bytes, key: str | None, count: int, message: Callable[..., OutMessage]
+    data: bytes, count: int, message: Callable[..., OutMessage]
 ) -> AsyncIterator[list[OutMessage]]:
     for first in range(1, count + 1, CHUNK):
-        numbers = map(str, range(first, min(first + CHUNK, count + 1)))
-        yield [message(data.replace(b"{n}", n.encode()), key and key.replace("{n}", n)) for n in numbers]
+        yield [message(data, str(n)) for n in range(first, min(first + CHUNK, count + 1))]
 
 
 async def _line_chunks(file: int, message: Callable[..., OutMessage]) -> AsyncIterator[list[OutMessage]]:
@@ -128,6 +144,11 @@ def _report(channel: str, receipts: list[BatchReceipt], seconds: float, output: 
         where = f"{count:,} messages, offsets {first.first_offset} to {last.last_offset}"
         place = {"first_offset": first.first_offset, "last_offset": last.last_offset}
         data = {"channel": channel, **place, "count": count, "seconds": round(seconds, 3), **reached}
+    before = sum(receipt.count for receipt in receipts if receipt.duplicate)
+    data["duplicates"] = before
+    again = f" · {before:,} stored before" if before else ""
     rate = f" · {count / seconds:,.0f} msg/s" if count > 1 else ""
     replicas = ", ".join(last.replicas)
-    output.line(f"{channel} {where} · owner {last.owner} · on {replicas} · durability {last.durability}{rate}", data)
+    output.line(
+        f"{channel} {where} · owner {last.owner} · on {replicas} · durability {last.durability}{again}{rate}", data
+    )

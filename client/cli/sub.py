@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import sys
-import time
 from collections.abc import Iterator
 
 import click
@@ -16,15 +15,17 @@ from ringpost.client.cli.messages import as_json, dump
 from ringpost.client.cli.output import note
 from ringpost.client.cli.params import place
 from ringpost.client.cli.units import Place
+from ringpost.client.consumer import INTERRUPTED, RESUMED
 from ringpost.client.message import Message, MessageBatch
-from ringpost.v1 import cluster_pb2
+from ringpost.client.modes import MODES
 
-# When the node answers again, the subscription may be at an attempt that still fails; the next comes within 2 s.
-_RESUMED_S = 3.0
-_LOOK_S = 0.1
+# An interruption is told when it has lasted so long; another node is found sooner.
+_PATIENCE_S = 0.5
 
 
-def _check(group: str, no_ack: bool, **_: object) -> None:
+def _check(group: str, no_ack: bool, mode: str | None, **_: object) -> None:
+    if mode and not group:
+        raise click.UsageError("--mode says something only with --group.")
     if no_ack and not group:
         raise click.UsageError("--no-ack says something only with --group.")
 
@@ -32,6 +33,9 @@ def _check(group: str, no_ack: bool, **_: object) -> None:
 @click.command()
 @click.argument("channel")
 @click.option("--group", default="", help="Share the messages with the other members of this durable group.")
+@click.option(
+    "--mode", type=click.Choice(list(MODES)), help="With --group: the mode that it must have, or is made with."
+)
 @click.option("--from", "begin", type=place, help="Where to begin (10m: so long ago).")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--text", is_flag=True, help="Payloads only, one a line.")
@@ -39,7 +43,15 @@ def _check(group: str, no_ack: bool, **_: object) -> None:
 @click.option("--no-ack", is_flag=True, help="With --group: look only; the messages are delivered again.")
 @remote(_check)
 async def sub(
-    mq: Client, channel: str, group: str, begin: Place | None, count: int | None, text: bool, form: str, no_ack: bool
+    mq: Client,
+    channel: str,
+    group: str,
+    mode: str | None,
+    begin: Place | None,
+    count: int | None,
+    text: bool,
+    form: str,
+    no_ack: bool,
 ) -> None:
     """Print the messages of CHANNEL as they come, one JSON object a line, until Ctrl-C.
 
@@ -53,8 +65,8 @@ async def sub(
     left = count
     # Asking for no more than is wanted leaves the rest to the other members of the group.
     prefetch = count and min(count, 1_000)
-    with _outages_told(mq):
-        async with mq.subscription(channel, group=group, start=start, prefetch=prefetch) as subscription:
+    with _outages_told():
+        async with mq.subscription(channel, group=group, mode=mode, start=start, prefetch=prefetch) as subscription:
             async for batch in subscription.batches():
                 messages = batch.messages[:left]
                 for message in messages:
@@ -76,49 +88,46 @@ async def _warn_of_existing(mq: Client, channel: str, group: str) -> None:
 
 
 class _Outages(logging.Handler):
-    """Says when the subscription is interrupted, and when a node answers again."""
+    """Says when the subscription stays interrupted, and when it goes on; a change to another node is no news."""
 
-    def __init__(self, mq: Client) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._mq = mq
-        self.waiting: asyncio.Task[None] | None = None
-        self._quiet_until = 0.0
+        self._waiting: asyncio.TimerHandle | None = None
+        self._told = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             note(record.getMessage())
-        elif (self.waiting is None or self.waiting.done()) and time.monotonic() >= self._quiet_until:
-            note("The connection is lost; trying again until the node is back. Ctrl-C ends this.")
-            self.waiting = asyncio.get_running_loop().create_task(self._await_node())
-
-    async def _await_node(self) -> None:
-        while True:
-            try:
-                found = await self._mq.node.info()
-            except (errors.Denied, errors.InvalidRequest):
-                return  # The subscription meets the same and says so.
-            except errors.RingpostError:
-                await asyncio.sleep(_LOOK_S)
-                continue
-            if found.state == cluster_pb2.NODE_STATE_SERVING:
-                self._quiet_until = time.monotonic() + _RESUMED_S
+        elif record.msg == INTERRUPTED and self._waiting is None and not self._told:
+            self._waiting = asyncio.get_running_loop().call_later(_PATIENCE_S, self._tell)
+        elif record.msg == RESUMED:
+            self.forget()
+            if self._told:
+                self._told = False
                 note("The node answers again.")
-                return
-            await asyncio.sleep(_LOOK_S)  # It is about to stop, and answers until then.
+
+    def forget(self) -> None:
+        """Says nothing of an interruption that was not told yet."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _tell(self) -> None:
+        self._waiting, self._told = None, True
+        note("The connection is lost; trying again until the node is back. Ctrl-C ends this.")
 
 
 @contextlib.contextmanager
-def _outages_told(mq: Client) -> Iterator[None]:
+def _outages_told() -> Iterator[None]:
     """The SDK mends a broken subscription by itself and tells its log only."""
-    log, handler = logging.getLogger("ringpost.client.consumer"), _Outages(mq)
+    log, handler = logging.getLogger("ringpost.client.consumer"), _Outages()
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        if handler.waiting is not None:
-            handler.waiting.cancel()
+        handler.forget()
 
 
 def _text(message: Message) -> bytes:

@@ -89,7 +89,11 @@ class RingpostContainer(DockerContainer):
         raise BrokerFailed(f"the container of {self.node} does not serve:\n{self.log[-_LOG_TAIL:]}")
 
     def _serves(self) -> bool:
-        with grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            address = self.address
+        except TimeoutError:  # it has just ended
+            return False
+        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
             except grpc.RpcError:
@@ -148,7 +152,8 @@ class RingpostCluster:
             for node in self.nodes:
                 node.with_network(self._network).with_network_aliases(node.node)
                 node.with_kwargs(hostname=node.node)
-                DockerContainer.start(node)
+                with contextlib.suppress(TimeoutError):  # it ended at once; `await_serving` says why
+                    DockerContainer.start(node)
             for node in self.nodes:
                 node.await_serving()
         except BaseException:

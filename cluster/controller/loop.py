@@ -16,6 +16,7 @@ from ringpost.cluster.controller.links import fit_to_control
 from ringpost.cluster.controller.recovery import accept_loss
 from ringpost.cluster.coordination import CoordinationError
 from ringpost.cluster.kv import Kv, KvError, OutcomeUnknown
+from ringpost.cluster.levels import raised
 from ringpost.cluster.records import Keys
 from ringpost.cluster.view import Tombstone, View
 
@@ -48,6 +49,7 @@ class Membership(Protocol):
     def lease(self) -> int: ...
     async def refresh(self) -> View: ...
     async def remove_tombs(self, tombs: Sequence[Tombstone]) -> None: ...
+    async def raise_level(self, level: int, term: int) -> None: ...
     def watch(self, callback: Callable[[View], None]) -> Callable[[], None]: ...
 
 
@@ -224,6 +226,9 @@ class ControllerLoop:
         self._pause = min(_PAUSE_MAX_S, max(_PAUSE_S, 10 * (self._clock() - begin)))
         self._wake_at = plan.wake_at
         await self._membership.remove_tombs(plan.stale_tombs)
+        level = raised(view.level, (ref.levels if ref.alive else None for ref in view.nodes.values()))
+        if level > view.level:
+            await self._membership.raise_level(level, self._term)
         return await self._write(plan.changes) and whole
 
     def _tell_offline(self, ballot: Ballot) -> None:

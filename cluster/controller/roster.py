@@ -138,7 +138,8 @@ class Roster:
         here = [name for name in wanted if not self.gone(name)]
         gone = [name for name in wanted if self.gone(name)]
         here += gone[: max(0, replicas - len(here))]
-        return frozenset(Site(name, self._nodes[name].zone, max(1, self._nodes[name].weight)) for name in here)
+        refs = (self._nodes[name] for name in here)
+        return frozenset(Site(ref.node, ref.zone, max(1, ref.weight), ref.host) for ref in refs)
 
     def leading(self, sites: frozenset[Site]) -> frozenset[str]:
         """Those of the sites that shall lead."""

@@ -109,6 +109,11 @@ class Caller:
         """The next call asks for a new one."""
         self._token = ""
 
+    @property
+    def cluster_id(self) -> int:
+        """etcd's own; 0 before the first answer."""
+        return self._cluster_id
+
     def check(self, header: rpc_pb2.ResponseHeader, floor: int = 0) -> None:
         """Raises StoreChanged when the answer comes from another cluster, or from before `floor`."""
         self._cluster_id = self._cluster_id or header.cluster_id

@@ -30,6 +30,10 @@ class EtcdKv(Kv):
     def name(self) -> str:
         return self._name
 
+    @property
+    def store_id(self) -> str:
+        return f"{self._caller.cluster_id:x}" if self._caller.cluster_id else ""
+
     async def ask_version(self) -> None:
         """Makes `name` hold the version. Raises KvError."""
         request = rpc_pb2.StatusRequest()
@@ -72,8 +76,8 @@ class EtcdKv(Kv):
                 raise
 
     async def watch(self, prefix: str, picture: Callable[[Picture], None], change: Callable[[Change], None]) -> Watch:
-        watch = EtcdWatch(self._caller, prefix, change)
-        await watch.begin(picture)
+        watch = EtcdWatch(self._caller, prefix, picture, change)
+        await watch.begin()
         self._watches.add(watch)
         with suppress(KvError):  # only people read it
             await self.ask_version()

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 
 from ringpost.cluster.etcd.caller import Caller
+from ringpost.cluster.etcd.events import Assembly, to_item
 from ringpost.cluster.etcd.messages import prefix_range, watch_request
-from ringpost.cluster.etcd.mirror import Assembly, Mirror, to_item
 from ringpost.cluster.etcd.stream import Stream
 from ringpost.cluster.kv import Change, KvError, Picture, Watch
 from ringpost.internal.etcd import rpc_pb2
@@ -26,26 +26,27 @@ async def read_picture(caller: Caller, prefix: str) -> Picture:
 class EtcdWatch(Watch):
     """Range at R, then Watch from R + 1; after a lost stream from the last revision seen.
 
-    When etcd cancels it, which it does when that revision is compacted, everything is read again and the difference
-    is given as one change. The stream is asked for its progress at an interval; twice the interval without any answer
+    When etcd cancels it, which it does when that revision is compacted, everything is read again and given as another
+    picture. The stream is asked for its progress at an interval; twice the interval without any answer
     ends it, and another member is asked.
     """
 
-    def __init__(self, caller: Caller, prefix: str, change: Callable[[Change], None]) -> None:
+    def __init__(
+        self, caller: Caller, prefix: str, picture: Callable[[Picture], None], change: Callable[[Change], None]
+    ) -> None:
         self._caller = caller
         self._prefix = prefix
+        self._picture = picture
         self._change = change
-        self._mirror = Mirror()
+        self._revision = 0  # what has been told; never falls
         self._closed = False
         self._stream: _Stream | None = None
         self._heard = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    async def begin(self, picture: Callable[[Picture], None]) -> None:
+    async def begin(self) -> None:
         """Gives the first picture, and goes on by itself. Raises KvError."""
-        first = await read_picture(self._caller, self._prefix)
-        self._mirror.reset(first)
-        picture(first)
+        self._tell(await read_picture(self._caller, self._prefix))
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -61,11 +62,11 @@ class EtcdWatch(Watch):
         pause = _PAUSE_MIN_S
         read_again = False
         while not self._closed:
-            before = self._mirror.revision
+            before = self._revision
             began = self._now()
             try:
                 if read_again:
-                    self._read_anew(await read_picture(self._caller, self._prefix))
+                    self._tell(await read_picture(self._caller, self._prefix))
                     read_again = False
                 read_again = await self._follow()
             except KvError as error:
@@ -74,7 +75,7 @@ class EtcdWatch(Watch):
                 _LOG.exception("watch of %s", self._prefix)
                 read_again = True
             # A stream that worked for a while, or brought something, is replaced at once.
-            worked = self._mirror.revision > before or self._now() - began > _PAUSE_MAX_S
+            worked = self._revision > before or self._now() - began > _PAUSE_MAX_S
             pause = _PAUSE_MIN_S if worked else min(2 * pause, _PAUSE_MAX_S)
             if not self._closed:
                 await asyncio.sleep(pause)
@@ -90,7 +91,7 @@ class EtcdWatch(Watch):
         self._heard = self._now()
         guard = asyncio.create_task(self._guard(stream))
         try:
-            await stream.send(watch_request(self._prefix, self._mirror.revision + 1))
+            await stream.send(watch_request(self._prefix, self._revision + 1))
             assembly = Assembly()
             while (answer := await stream.receive()) is not None:
                 self._heard = self._now()
@@ -111,7 +112,7 @@ class EtcdWatch(Watch):
     async def _check(self, answer: rpc_pb2.WatchResponse) -> None:
         """Raises StoreChanged, also when etcd waits for a revision that it has had, and lost."""
         self._caller.check(answer.header)
-        if answer.created and answer.header.revision < self._mirror.revision:
+        if answer.created and answer.header.revision < self._revision:
             # The member may only be behind; a linearizable read tells.
             await read_picture(self._caller, f"{self._prefix}meta")
 
@@ -129,13 +130,14 @@ class EtcdWatch(Watch):
         except KvError:
             return
 
-    def _read_anew(self, picture: Picture) -> None:
-        change = self._mirror.reset(picture)
-        if change is not None and not self._closed:
-            self._change(change)
+    def _tell(self, picture: Picture) -> None:
+        if picture.revision > self._revision and not self._closed:
+            self._revision = picture.revision
+            self._picture(picture)
 
     def _apply(self, change: Change) -> None:
-        if self._mirror.apply(change) and not self._closed:
+        if change.revision > self._revision and not self._closed:
+            self._revision = change.revision
             self._change(change)
 
     @staticmethod

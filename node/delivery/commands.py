@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ringpost.node.errors import InvalidRequest
 from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Reject
 from ringpost.v1.common_pb2 import OffsetRange
+from ringpost.v1.subscribe_pb2 import Nack as NackCommand
 from ringpost.v1.subscribe_pb2 import Settle
 
 RANGES_MAX = 1_000
@@ -20,10 +21,8 @@ def check_settle(settle: Settle, ranges_max: int = RANGES_MAX) -> None:
     action = settle.WhichOneof("action")
     if action is None:
         raise InvalidRequest.of("settle.action", "is not set; allowed are ack, nack, extend, reject")
-    if action == "nack" and settle.nack.delay_ms > NACK_DELAY_MS_MAX:
-        raise InvalidRequest.of(
-            "settle.nack.delay_ms", f"is {settle.nack.delay_ms}, allowed are 0 to {NACK_DELAY_MS_MAX} (seven days)"
-        )
+    if action == "nack":
+        _check_nack(settle.nack)
     if action == "extend" and settle.extend.deadline_ms:
         _check_extend(settle.extend.deadline_ms)
     if action == "reject":
@@ -40,9 +39,18 @@ def check_ranges(ranges: Sequence[OffsetRange], field: str, ranges_max: int = RA
 
 
 def check_reason(reason: str, field: str) -> None:
-    """Raises InvalidRequest for a reject's reason that is too long."""
+    """Raises InvalidRequest for a reason that is too long."""
     if len(reason.encode()) > REASON_BYTES_MAX:
         raise InvalidRequest.of(field, f"is longer than {REASON_BYTES_MAX} bytes")
+
+
+def _check_nack(nack: NackCommand) -> None:
+    for field in ("delay_ms", "fallback_delay_ms"):
+        if (value := getattr(nack, field)) > NACK_DELAY_MS_MAX:
+            raise InvalidRequest.of(
+                f"settle.nack.{field}", f"is {value}, allowed are 0 to {NACK_DELAY_MS_MAX} (seven days)"
+            )
+    check_reason(nack.reason, "settle.nack.reason")
 
 
 def _check_extend(deadline_ms: int) -> None:
@@ -59,7 +67,7 @@ def settle_action(settle: Settle) -> Action:
     if action == "ack":
         return Ack()
     if action == "nack":
-        return Nack(settle.nack.delay_ms * 1000)
+        return Nack(settle.nack.delay_ms * 1000, settle.nack.reason, settle.nack.fallback_delay_ms * 1000)
     if action == "extend":
         return Extend(settle.extend.deadline_ms * 1000)
     return Reject(settle.reject.reason)

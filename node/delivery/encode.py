@@ -29,7 +29,15 @@ def varint(number: int) -> bytes:
 
 
 def piece(
-    batch: bytes, *, first_offset: int, count: int, time_us: int, crc: int, attempt: int = 0, lease_ms: int = 0
+    batch: bytes,
+    *,
+    first_offset: int,
+    count: int,
+    time_us: int,
+    crc: int,
+    attempt: int = 0,
+    lease_ms: int = 0,
+    last_reason: str = "",
 ) -> Piece:
     """One DeliveredBatch as it stands in a Deliver."""
     facts = DeliveredBatch(
@@ -39,6 +47,7 @@ def piece(
         crc32c=crc,
         attempt=attempt,
         lease_ms=lease_ms,
+        last_reason=last_reason,
     ).SerializeToString()
     length = varint(len(batch))
     inner = len(facts) + 1 + len(length) + len(batch)

@@ -5,12 +5,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ringpost.node.access.access import Access
 from ringpost.node.delivery.encode import Piece, piece
 from ringpost.node.delivery.flow import Relay
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.shard.batch import Cutter
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
+from ringpost.node.tracing import OFF
 
 if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
@@ -66,8 +68,13 @@ class DeliveryCounters:
 class Hub:
     """One a node. Everything runs in the loop's thread."""
 
-    def __init__(self, store: Store, reading: Reading, limits: DeliveryLimits, *, node: str) -> None:
+    def __init__(
+        self, store: Store, reading: Reading, limits: DeliveryLimits, *, node: str, access: Access | None = None
+    ) -> None:
+        """`access` None: everybody may read everything."""
         self.store = store
+        self.access = access or Access("")
+        self.tracing = OFF
         self.reading = reading
         self.limits = limits
         self.node = node
@@ -141,6 +148,11 @@ class Hub:
         now = asyncio.get_running_loop().time()
         for session in self.sessions:
             session.beat(now)
+
+    def check_access(self) -> None:
+        """Streams and subscriptions that are not permitted any more end. To be called about every half second."""
+        for session in tuple(self.sessions):
+            session.check_access()
 
     def changed(self) -> None:
         """Leaderships may have gone: subscriptions of shards that this node does not lead any more move on."""

@@ -1,18 +1,22 @@
 """Opening a subscription: finding the channel, the place to begin, the group."""
 
 import asyncio
+from functools import partial
 from typing import NamedTuple
 
 from ringpost.cluster.names import group_problem
+from ringpost.node.delivery.certainty import SURE_S, becomes_sure
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
-from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError
+from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.modes import check_mode, modes_allowed
 from ringpost.node.shard.reading import Reading, check_offset
 from ringpost.node.shard.store import Store
-from ringpost.v1.common_pb2 import Start
+from ringpost.v1.common_pb2 import GroupMode, Start
+from ringpost.v1.group_pb2 import GroupConfig
 from ringpost.v1.subscribe_pb2 import OpenSubscription
 
 
@@ -29,16 +33,32 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
     """Raises RingpostError when it cannot begin; what was made by first use stays."""
     if command.group and (problem := group_problem(command.group)) is not None:
         raise InvalidRequest.of("open.group", problem)
+    check_mode_known(command)
     channel = find_or_add(hub.store, command.channel, command.start, "open.")
     if command.group:
         group = await _group(hub, channel, command)
         if group.removed:
             raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
+        check_mode(group.name, group.settings.mode, command.mode)
+        group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
         return Opening(channel, Membership(group, member), group.core.settled_below, group.settings.ack_deadline_ms)
-    offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
+    try:
+        offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
+    except OutOfRange:
+        # Another node may lead by now, and have what the client has seen.
+        await _know_for_sure(hub, channel)
+        offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
     return Opening(channel, Cursor(channel, offset), max(offset, channel.first_offset), 0)
+
+
+async def _know_for_sure(hub: Hub, channel: Channel) -> None:
+    """Waits until this node surely is the one that leads. Raises Unavailable when that takes too long."""
+    end = asyncio.get_running_loop().time() + SURE_S
+    if not await becomes_sure(partial(hub.may_deliver, channel.shard.number), end):
+        message = f"whether channel {channel.name!r} ends here cannot be told now; open the subscription again"
+        raise Unavailable(message, retry_after_ms=50)
 
 
 def find_or_add(store: Store, name: str, start: Start, prefix: str) -> Channel:
@@ -46,7 +66,7 @@ def find_or_add(store: Store, name: str, start: Start, prefix: str) -> Channel:
 
     `prefix` is where `channel` and `start` are in the request.
     """
-    if store.get(name) is None and store.limits.auto_create_channels:
+    if store.get(name) is None and store.makes_by_use(name):
         if start.WhichOneof("at") == "offset" and start.offset > 0:
             raise OutOfRange(
                 f"{prefix}start.offset: {start.offset} is beyond the end offset 0 of the new channel {name!r}",
@@ -69,7 +89,16 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
         return hub.store.find_group(channel, command.group)
     hub.store.check_groups()
     start = await resolve_start(hub.reading, channel, command.start, channel.first_offset, "open.start")
-    return await make_group(channel, command.group, GroupSettings(), start)
+    settings = GroupSettings.of(GroupConfig(mode=command.mode))
+    return await make_group(channel, command.group, settings, start)
+
+
+def check_mode_known(command: OpenSubscription) -> None:
+    """Raises InvalidRequest for a mode that is none, or without a group."""
+    if command.mode and not command.group:
+        raise InvalidRequest.of("open.mode", "is set without a group; name the group, or leave mode unset")
+    if command.mode not in GroupMode.values():
+        raise InvalidRequest.of("open.mode", f"is {command.mode}, allowed are {modes_allowed()}")
 
 
 async def make_group(channel: Channel, name: str, settings: GroupSettings, start: int) -> Group:

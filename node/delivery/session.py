@@ -6,8 +6,12 @@ Nothing here waits; work that must (an offset by time) runs as a task of the hub
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 
 from ringpost.cluster.names import consumer_problem
+from ringpost.node.access.caller import ANYONE, Caller
+from ringpost.node.access.grants import Verb
+from ringpost.node.bell import Bell
 from ringpost.node.delivery.commands import RANGES_MAX, check_settle
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.flow import Flow
@@ -15,7 +19,7 @@ from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.opening import Opening, open_source
 from ringpost.node.delivery.sources import Cursor
 from ringpost.node.delivery.subscription import Subscription
-from ringpost.node.errors import Exhausted, InvalidRequest, NotFound, RingpostError, Unavailable
+from ringpost.node.errors import Exhausted, InvalidRequest, NotFound, NotLeader, RingpostError, Unavailable
 from ringpost.node.groups.changes import Outcome
 from ringpost.node.shard.channel import Channel
 from ringpost.node.status import failure, known
@@ -35,6 +39,9 @@ from ringpost.v1.subscribe_pb2 import (
 )
 from ringpost.v1.subscribe_pb2 import Outcome as OutcomeMessage
 
+METHOD = "/ringpost.v1.SubscriberService/Subscribe"
+END_S = 1.0  # that a stream has for its last words
+
 
 class Session:
     """State of one stream, of a client or (`forwarded`) of another node, for which nothing is relayed again.
@@ -43,26 +50,51 @@ class Session:
     and no command is read while it is, or while too many settlements are unanswered.
     """
 
+    __slots__ = (
+        "_asked",
+        "_closed",
+        "_half_closed",
+        "_last_sent",
+        "_loop",
+        "_pump_soon",
+        "_queue",
+        "_ready",
+        "_room",
+        "_something",
+        "caller",
+        "ended",
+        "hub",
+        "peer",
+        "queued_bytes",
+        "settlements_max",
+        "subscriptions",
+        "subscriptions_max",
+        "unanswered",
+    )
     forwarded = False
+    limited = False  # nothing that other streams take holds up a command
     ranges_max = RANGES_MAX
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, caller: Caller = ANYONE, peer: str = "") -> None:
+        """`peer`: from where it came, for the log."""
         self.hub = hub
+        self.caller = caller
+        self.peer = peer
         self.subscriptions_max = hub.limits.subscriptions_per_stream
         self.settlements_max = hub.limits.settlements_per_stream
         self.subscriptions: dict[int, Flow] = {}
         self.queued_bytes = 0
         self.unanswered = 0
         self.ended: RingpostError | None = None
-        self._queue: deque[bytes] = deque()
-        self._ready: deque[Flow] = deque()
+        self._queue: deque[bytes] | None = None  # an idle stream has no use for the two
+        self._ready: deque[Flow] | None = None
         self._loop = asyncio.get_running_loop()
-        self._something = asyncio.Event()
-        self._room = asyncio.Event()
+        self._something = Bell()
+        self._room = Bell()
         self._pump_soon = False
         self._half_closed = False
         self._closed = False
-        self._heartbeats_s: dict[int, float] = {}  # longest silence that each subscription takes
+        self._asked: dict[int, tuple[str, float]] = {}  # each subscription's channel, and longest silence in seconds
         self._last_sent = self._loop.time()
         hub.sessions.add(self)
 
@@ -75,54 +107,57 @@ class Session:
                 raise self.ended
             if self._queue:
                 message = self._queue.popleft()
+                if not self._queue:
+                    self._queue = None
                 self.queued_bytes -= len(message)
                 self._last_sent = self._loop.time()
                 if self._ready:
                     self._schedule()
-                self._room.set()
+                self._room.ring()
                 return message
             if self._half_closed and not self.unanswered:
                 return None
-            self._something.clear()
-            await self._something.wait()
+            await self._something.heard()
 
-    async def room(self) -> None:
-        """Returns when another command may be read."""
+    async def room(self) -> bool:
+        """Returns when another command may be read; False when none is any more."""
         relay = self.hub.relay
         while not (self.ended or self._closed) and (
             self.queued_bytes >= self.hub.queue_bytes()
             or self.unanswered >= self.settlements_max
             or (relay is not None and relay.full)
         ):
-            self._room.clear()
-            await self._room.wait()
+            await self._room.heard()
+        return not (self.ended or self._closed)
 
     def made_room(self) -> None:
         """Commands to other nodes can leave again."""
-        self._room.set()
+        self._room.ring()
 
     def half_close(self) -> None:
         """The client is done: leases go back, outstanding answers still leave."""
         self._half_closed = True
         for subscription in tuple(self.subscriptions.values()):
             self._forget(subscription)
-        self._something.set()
+        self._something.ring()
 
     def close(self) -> None:
         """The stream is over, whatever the reason. Idempotent."""
         for subscription in tuple(self.subscriptions.values()):
             self._forget(subscription)
-        self._queue.clear()
+        self._queue = None
+        self.queued_bytes = 0
         self._closed = True
         self.hub.sessions.discard(self)
-        self._room.set()
+        self._room.ring()
 
     def end(self, error: RingpostError) -> None:
         """Ends the stream with an error."""
         if self.ended is None:
             self.ended = error
-        self._something.set()
-        self._room.set()
+            self._loop.call_later(END_S, self.close)  # a client that does not read keeps nothing open
+        self._something.ring()
+        self._room.ring()
 
     def end_unavailable(self, message: str) -> None:
         """Ends the stream; the client comes back elsewhere."""
@@ -135,7 +170,8 @@ class Session:
 
     def beat(self, now: float) -> None:
         """Sends a heartbeat when nothing was sent for about the interval."""
-        silence_s = min(self._heartbeats_s.values(), default=self.hub.limits.heartbeat_ms / 1000)
+        asked = self._asked.values()
+        silence_s = min([silence_s for _, silence_s in asked], default=self.hub.limits.heartbeat_ms / 1000)
         if not self._queue and now - self._last_sent >= silence_s - 0.5:
             self.send(SubscribeResponse(heartbeat=Heartbeat(node_time_us=self.hub.store.log.clock())))
 
@@ -145,14 +181,18 @@ class Session:
 
     def put(self, message: bytes) -> None:
         """Queues an encoded event."""
+        if self._queue is None:
+            self._queue = deque()
         self._queue.append(message)
         self.queued_bytes += len(message)
-        self._something.set()
+        self._something.ring()
 
     # -- deliveries -------------------------------------------------------------------------------------------------
 
     def ready(self, subscription: Flow) -> None:
         """The subscription may have something to send."""
+        if self._ready is None:
+            self._ready = deque()
         self._ready.append(subscription)
         self._schedule()
 
@@ -164,21 +204,26 @@ class Session:
     def _pump(self) -> None:
         """Lets subscriptions send in turn while there is room; a group's member once, then other members may take."""
         self._pump_soon = False
+        ready = self._ready
+        if ready is None:
+            return
         limit = self.hub.queue_bytes()
         delivery = min(self.hub.limits.delivery_bytes, limit)
         now = self.hub.store.log.clock()
         members: list[Flow] = []
-        while self._ready and self.queued_bytes < limit and self.ended is None:
-            subscription = self._ready.popleft()
+        while ready and self.queued_bytes < limit and self.ended is None:
+            subscription = ready.popleft()
             message = subscription.collect(delivery, now)
             if message is None:
                 subscription.queued = False
                 continue
             self.put(message)
-            (members if subscription.takes_turns else self._ready).append(subscription)
+            (members if subscription.takes_turns else ready).append(subscription)
         if members:
-            self._ready.extend(members)
+            ready.extend(members)
             self._schedule()
+        elif not ready:
+            self._ready = None
 
     def gap(self, subscription: Subscription, missing: tuple[int, int]) -> None:
         """Some offsets will not come."""
@@ -204,7 +249,7 @@ class Session:
             subscription = self.subscriptions.get(request.close.subscription_id)
             if subscription is None:
                 error = _no_subscription(request.close.subscription_id)
-                self._send_closed(request.close.subscription_id, error)
+                self.send_closed(request.close.subscription_id, error)
             else:
                 self.close_subscription(subscription, None)
         else:
@@ -223,12 +268,14 @@ class Session:
             return
         try:
             self._check_open(command)
+            self.check_consume(number, command.channel)
         except RingpostError as error:
-            self._send_closed(number, error)
+            self.send_closed(number, error)
             return
         credit = CreditWindow(command.credit.messages, command.credit.bytes)
         self.hub.subscriptions += 1
-        self._heartbeats_s[number] = (command.heartbeat_interval_ms or self.hub.limits.heartbeat_ms) / 1000
+        silence_s = (command.heartbeat_interval_ms or self.hub.limits.heartbeat_ms) / 1000
+        self._asked[number] = command.channel, silence_s
         if self.hub.relay is None or self.hub.relay.serves(command.channel):
             self.serve(command, credit)
         else:
@@ -275,6 +322,45 @@ class Session:
                 self.serve(command, subscription.credit, told=True)
             else:
                 self._relay(command, subscription.credit, told=True)
+
+    # -- access -----------------------------------------------------------------------------------------------------
+
+    def caller_of(self, number: int) -> Caller:  # noqa: ARG002  # see the sessions of other nodes
+        """Whose subscription it is."""
+        return self.caller
+
+    def forget_caller(self, number: int) -> None:
+        """The subscription has ended."""
+
+    def check_consume(self, number: int, channel: str) -> None:
+        """Raises PermissionDenied."""
+        caller = self.caller_of(number)
+        if not caller.may(Verb.CONSUME, channel):
+            error = caller.denial(Verb.CONSUME, channel)
+            self.hub.access.note_denial(error, caller=caller.name, method=METHOD, peer=self.peer)
+            raise error
+
+    def check_access(self) -> None:
+        """By the rules of now: ends what is not permitted any more."""
+        if self.ended is not None:
+            return
+        before = self.caller
+        try:
+            self.caller = self.hub.access.renewed(before)
+        except RingpostError as error:
+            self.hub.access.note_denial(error, caller=before.name, method=METHOD, peer=self.peer)
+            self.end(error)
+            return
+        if self.caller is not before:
+            self.close_forbidden(tuple(self.subscriptions))
+
+    def close_forbidden(self, numbers: Iterable[int]) -> None:
+        """Closes those of the subscriptions that are not permitted."""
+        for number in numbers:
+            try:
+                self.check_consume(number, self._asked[number][0])
+            except RingpostError as error:
+                self.close_subscription(self.subscriptions[number], error)
 
     def _check_open(self, command: OpenSubscription) -> None:
         if command.subscription_id == 0:
@@ -335,15 +421,17 @@ class Session:
         """Ends a subscription and says so, if it has not ended before."""
         if self.subscriptions.get(subscription.number) is subscription:
             self._forget(subscription)
-            self._send_closed(subscription.number, error)
+            self.send_closed(subscription.number, error)
 
     def _forget(self, subscription: Flow) -> None:
         del self.subscriptions[subscription.number]
-        del self._heartbeats_s[subscription.number]
+        del self._asked[subscription.number]
+        self.forget_caller(subscription.number)
         self.hub.subscriptions -= 1
         subscription.close()
 
-    def _send_closed(self, number: int, error: RingpostError | None) -> None:
+    def send_closed(self, number: int, error: RingpostError | None) -> None:
+        """Says that a subscription has ended, or does not begin."""
         told = None if error is None else failure(error)
         self.send(SubscribeResponse(closed=Closed(subscription_id=number, failure=told)))
 
@@ -361,7 +449,9 @@ class Session:
 
         def reply(outcome: list[tuple[int, int, Outcome]] | RingpostError) -> None:
             self.unanswered -= 1
-            self._room.set()
+            self._room.ring()
+            if isinstance(outcome, NotLeader):  # nobody's fault, and no answer that a worker must know an error for
+                outcome = [(one.first, one.last, Outcome.MOVED) for one in settle.ranges]
             self._send_settled(number, correlation, outcome)
 
         flow.settle(settle, reply)

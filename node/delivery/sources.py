@@ -11,12 +11,16 @@ TAKE_MAX = 10_000  # messages leased in one go
 
 
 class Wanted(NamedTuple):
-    """Offsets first..last, all committed. Without a group, attempt and lease_ms are 0."""
+    """Offsets first..last, all committed. Without a group, attempt and lease_ms are 0.
+
+    `last_reason`: why the delivery of all of them before failed; "" where none has.
+    """
 
     first: int
     last: int
     attempt: int
     lease_ms: int
+    last_reason: str = ""
 
 
 class Source(Protocol):
@@ -85,7 +89,10 @@ class Membership:
                 continue
             first, last = held
             self._leases[0] = (lease._replace(first=first), ends_us)
-            return Wanted(first, min(last, first + messages_max - 1), lease.attempt, (ends_us - now_us) // 1000)
+            last, reason = min(last, first + messages_max - 1), ""
+            if lease.attempt > 1:
+                last, reason = self.group.core.last_failure(first, last)
+            return Wanted(first, last, lease.attempt, (ends_us - now_us) // 1000, reason)
         return None
 
     def _next_taken(self, messages_max: int, now_us: int) -> Wanted | None:

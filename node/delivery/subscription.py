@@ -22,7 +22,7 @@ from ringpost.v1.subscribe_pb2 import Settle
 
 if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
-
+from ringpost.node.tracing import now_ns
 
 # Larger frames are delivered in parts: a client's gRPC takes 4 MiB at a time unless it is told otherwise.
 WHOLE_FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
@@ -89,6 +89,15 @@ class Subscription:
         """The group was moved: what was delivered before is another story, so the subscription begins anew."""
         self.session.close_subscription(self, Unavailable(message, reason="GROUP_MOVED", retry_after_ms=10))
 
+    def failed(self, error: RingpostError) -> None:
+        """The group's messages cannot be read."""
+        self.session.close_subscription(self, error)
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether it may be sent a message."""
+        return self.credit.open
+
     # -- settling ---------------------------------------------------------------------------------------------------
 
     @property
@@ -108,9 +117,13 @@ class Subscription:
         membership = self.membership
         assert membership is not None, "grouped"
 
+        begun_ns, tracing = now_ns(), self.hub.tracing
+
         def counted(outcome: list[tuple[int, int, Outcome]] | RingpostError) -> None:
             if not isinstance(outcome, RingpostError):
                 self._count_settled(outcome)
+                if tracing.remembers:
+                    tracing.settled(membership.group.channel.name, outcome, begun_ns)
             reply(outcome)
 
         ranges = [(pair.first, pair.last) for pair in settle.ranges]
@@ -156,7 +169,7 @@ class Subscription:
             credit.sent(count, len(part[1]))
             size += len(part[1])
             messages += count
-            self._count(wanted, count)
+            self._count(frame, wanted, count)
             if isinstance(source, Membership) and source.spent:
                 break
         if not credit.open:
@@ -185,9 +198,11 @@ class Subscription:
         average = channel.stored_bytes // max(channel.next_offset - channel.first_offset, 1)
         return min(messages, max(1, self.credit.bytes // max(average, 1)))
 
-    def _count(self, wanted: Wanted, count: int) -> None:
+    def _count(self, frame: CachedFrame, wanted: Wanted, count: int) -> None:
         if wanted.attempt > 1:
             self.hub.counters.redeliveries += count
+        if self.hub.tracing.remembers and self.channel is not None:
+            self.hub.tracing.delivered(self.channel.name, frame.base_offset, wanted.first, frame.time_us)
 
     def _piece(self, address: int, frame: CachedFrame, wanted: Wanted, bytes_max: int) -> tuple[Piece, int]:
         """The wanted part of a frame as far as credit and `bytes_max` go, and the last offset in it."""
@@ -211,6 +226,7 @@ class Subscription:
             crc=frame.body_crc if whole else crc32c(batch),
             attempt=wanted.attempt,
             lease_ms=wanted.lease_ms,
+            last_reason=wanted.last_reason,
         )
         return part, frame.base_offset + high
 

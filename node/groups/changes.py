@@ -18,6 +18,7 @@ class Outcome(IntEnum):
     EXPIRED = 2
     ALREADY = 3
     UNKNOWN = 4
+    MOVED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,11 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """Failed; again after `delay_us` >= 0."""
+    """Failed; again after `delay_us`. 0: as the group's policy says, after `fallback_us` where it has none."""
 
     delay_us: int = 0
+    reason: str = ""
+    fallback_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +60,42 @@ class Lease(NamedTuple):
     attempt: int
 
 
+class Failure(NamedTuple):
+    """How delivery `attempt` ended, and when."""
+
+    attempt: int
+    time_us: int
+    reason: str
+
+
 class Retry(NamedTuple):
-    """Messages that failed for the `attempt`th time (from 1) and wait until `not_before_us`."""
+    """Messages that failed for the `attempt`th time (from 1) and wait until `not_before_us`.
+
+    `failures` tell how, the latest last: in a change the one that it is about, in a snapshot those that are remembered.
+    """
 
     first: int
     last: int
     attempt: int
     not_before_us: int
+    failures: tuple[Failure, ...] = ()
+
+
+class Dying(NamedTuple):
+    """Messages that are given up after their `attempt`th delivery (0: of nobody's lease) and become dead letters."""
+
+    first: int
+    last: int
+    attempt: int
+    time_us: int
+    reason: str
 
 
 @dataclass(slots=True)
 class SettleChange:
     """The content of one SETTLE frame. Lists are ascending; all may overlap what is settled already.
+
+    But for `dying`, which becomes a frame of dead letters: what waits for that is a change of its own.
 
     `tickets` tie the change to the messages that wait for it in this process; they are not stored, and a change read
     from the log has none.
@@ -79,13 +106,15 @@ class SettleChange:
     reject_reason: str = ""
     retries: list[Retry] = field(default_factory=list)
     tickets: tuple[int, ...] = ()
+    dying: list[Dying] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.acked or self.rejected or self.retries)
+        return bool(self.acked or self.rejected or self.retries or self.dying)
 
     def ranges(self) -> list[Range]:
         """Every range that the change speaks of."""
-        return [*self.acked, *self.rejected, *((retry.first, retry.last) for retry in self.retries)]
+        waiting = [(retry.first, retry.last) for retry in self.retries]
+        return [*self.acked, *self.rejected, *waiting, *((dying.first, dying.last) for dying in self.dying)]
 
 
 class Verdict(NamedTuple):

@@ -15,14 +15,30 @@ group is thrown away. Messages are settling until then: nobody gets them.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ringpost.node.groups.changes import Ack, Action, Extend, Lease, Nack, Outcome, Reject, Retry, SettleChange, Verdict
+from ringpost.node.groups.changes import (
+    Ack,
+    Action,
+    Dying,
+    Extend,
+    Failure,
+    Lease,
+    Nack,
+    Outcome,
+    Reject,
+    Retry,
+    SettleChange,
+    Verdict,
+)
 from ringpost.node.groups.changes import merge_retries as merged
 from ringpost.node.groups.leases import Held, Hold, LeaseTable
+from ringpost.node.groups.policy import RetryPolicy, spread
 from ringpost.node.groups.ranges import Range, RangeSet, append_range
 from ringpost.node.groups.retries import RetryTable
+from ringpost.node.groups.standing import Standing
 
 EXPIRE_RANGES_MAX = 8192
 FRAGMENTS_MAX = 200_000
+NO_POLICY = RetryPolicy()
 
 
 class GroupState(NamedTuple):
@@ -46,6 +62,7 @@ class GroupCore:
         settled: Iterable[Range] = (),
         retries: Iterable[Retry] = (),
         rejected: int = 0,
+        policy: RetryPolicy = NO_POLICY,
         fragments_max: int = FRAGMENTS_MAX,
     ) -> None:
         """`settled` and `retries` as in `GroupState`.
@@ -53,8 +70,7 @@ class GroupCore:
         `max_in_flight`: most messages leased or settling. `fragments_max`: most settled and failed ranges before the
         group turns to its gaps and failures only and leaves messages above its highest one alone; bounds memory.
         """
-        self._ack_deadline_us = ack_deadline_us
-        self._max_in_flight = max_in_flight
+        self.configure(ack_deadline_us, max_in_flight, policy)
         self._fragments_max = fragments_max
         self._rejected = rejected
         self._ticket = 0
@@ -67,6 +83,12 @@ class GroupCore:
         self._retries = RetryTable()
         for retry in retries:
             self._fail(retry)
+
+    def configure(self, ack_deadline_us: int, max_in_flight: int, policy: RetryPolicy) -> None:
+        """For what is leased, or fails, from now on."""
+        self._ack_deadline_us = ack_deadline_us
+        self._max_in_flight = max_in_flight
+        self._policy = policy
 
     # --- what it is
 
@@ -96,10 +118,42 @@ class GroupCore:
         """Messages below the committed end that are not settled."""
         return max(0, end_offset - self._settled.count)
 
+    def last_failure(self, first: int, last: int) -> tuple[int, str]:
+        """Why the last delivery of the first of these messages failed, "" if none has, and up to where that holds."""
+        end, failed = next(((end, failed) for _, end, failed in self._retries.failed.items(first, last)), (last, None))
+        return end, (failed.failures[-1].reason if failed is not None and failed.failures else "")
+
+    def failures(self, offset: int) -> tuple[Failure, ...]:
+        """The latest failures of a message, in their order."""
+        return next((failed.failures for _, _, failed in self._retries.failed.items(offset, offset)), ())
+
     def in_flight_of(self, consumer: int) -> int:
         """Messages leased to a consumer; 0 when there is no such consumer."""
         member = self._leases.members.get(consumer)
         return member.leases.count if member else 0
+
+    keeps_order = False
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing goes out until the key of a message that came back is known."""
+        return False
+
+    def standing(self, offset: int) -> Standing:
+        """What is known of one message below the committed end."""
+        leases = ((n, member.leases.items(offset, offset)) for n, member in self._leases.members.items())
+        held = next((Held(number, *lease) for number, items in leases for lease in items), None)
+        settling = next((value for *_, value in self._leases.settling.items(offset, offset)), None)
+        failed = next((value for *_, value in self._retries.failed.items(offset, offset)), None)
+        fresh = self._not_fresh.first_gap(0)
+        return Standing(
+            self._settled.contains(offset),
+            held,
+            settling,
+            failed,
+            before=fresh if failed is None and fresh < offset else None,
+            out_of_reach=failed is None and self.scattered and offset >= self._not_fresh.end,
+        )
 
     def snapshot(self) -> GroupState:
         below = self.settled_below
@@ -124,6 +178,15 @@ class GroupCore:
             return False
         due = self._retries.promote(now_us, self._leases.busy)
         return due or self._not_fresh.first_gap(0) < self._fresh_end(end_offset)
+
+    def share(self, consumer: int, end_offset: int, now_us: int) -> int:  # noqa: ARG002  # for those that keep order
+        """The most that the consumer should take in one go, so that the others get as much."""
+        waiting = self.pending(end_offset) - self.in_flight
+        return -(-waiting // max(len(self._leases.members), 1))
+
+    def preferred(self, consumer: int) -> int:  # noqa: ARG002
+        """About how many messages wait for this consumer rather than another."""
+        return 0
 
     def take(self, consumer: int, max_messages: int, end_offset: int, now_us: int) -> list[Lease]:
         """Leases up to `max_messages` below the committed end: failed ones that are due first, then fresh ones.
@@ -150,13 +213,16 @@ class GroupCore:
             return end_offset
         return min(end_offset, self._not_fresh.end)
 
-    def next_event_us(self, now_us: int) -> int | None:
+    def next_event_us(self, now_us: int, expire_from_us: int = 0) -> int | None:
         """When to call `expire` and look at `deliverable` again: the next end of a lease or of a failed one's wait.
 
-        In the past only while there are leases to expire.
+        In the past only while there are leases to expire. `expire_from_us`: `expire` is not called before.
         """
         self._retries.promote(now_us, self._leases.busy)
-        times = [time for time in (self._leases.next_deadline_us(), self._retries.next_due_us()) if time is not None]
+        end_us = self._leases.next_deadline_us()
+        if end_us is not None:
+            end_us = max(end_us, expire_from_us)
+        times = [time for time in (end_us, self._retries.next_due_us()) if time is not None]
         return min(times, default=None)
 
     # --- settlement
@@ -176,6 +242,7 @@ class GroupCore:
         cumulative: bool,
         now_us: int,
         unsent: Iterable[Range] = (),
+        chance: float = 0.0,
     ) -> Verdict:
         """Acks, nacks, extends or rejects what of `ranges` is leased to the consumer; KeyError without such a consumer.
 
@@ -184,7 +251,7 @@ class GroupCore:
         it once, or below such a message, and not settled; also a nack or extend right after its own ack that is not
         stored yet. UNKNOWN: above everything that it was handed. `cumulative` adds all its leases up to the highest
         offset in `ranges` but those in `unsent`, which never reached it. Extending changes nothing durable. Ranges may
-        overlap; each offset is answered once.
+        overlap; each offset is answered once. `chance`, uniform in [0, 1), is for the policy's jitter.
         """
         member = self._leases.members[consumer]
         wanted = RangeSet(ranges)
@@ -194,7 +261,7 @@ class GroupCore:
                 reached.remove(*pair)
             for pair in reached:
                 wanted.add(*pair)
-        request = _Request(consumer, action, now_us, self._new_ticket())
+        request = _Request(consumer, action, now_us, self._new_ticket(), self._policy, chance)
         for first, last in wanted:
             known = min(last, member.handed_end - 1)
             for start, end, hold in member.leases.pieces(first, known):
@@ -206,13 +273,13 @@ class GroupCore:
                 request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
         return Verdict(request.results, request.change or None)
 
-    def settle_any(self, action: Ack | Reject, ranges: Iterable[Range], end_offset: int) -> Verdict:
+    def settle_any(self, action: Ack | Reject, ranges: Iterable[Range], end_offset: int, now_us: int = 0) -> Verdict:
         """Acks or rejects what of `ranges` is not settled, whoever holds or held it, below the committed end.
 
         DONE: not settled until now, also when another change that settles it is on its way. ALREADY: settled. UNKNOWN:
         not below `end_offset`. Until the change is applied leases go on, and what is free may still be handed out.
         """
-        request = _Request(0, action, 0, self._new_ticket())
+        request = _Request(0, action, now_us, self._new_ticket(), self._policy)
         for first, last in RangeSet(ranges):
             known = min(last, end_offset - 1)
             for settled_first, settled_last in self._settled.intersect(first, known):
@@ -258,17 +325,21 @@ class GroupCore:
             if start <= end:
                 request.answer(start, end, Outcome.EXPIRED)
 
-    def expire(self, now_us: int) -> SettleChange | None:
-        """Fails what was leased until now or before, to be delivered again at once; None when there is nothing.
+    def expire(self, now_us: int, chance: float = 0.0) -> SettleChange | None:
+        """Fails what was leased until now or before, as the policy says; None when there is nothing.
 
-        One change has about `EXPIRE_RANGES_MAX` ranges at most: call again until None.
+        One change has about `EXPIRE_RANGES_MAX` ranges at most: call again until None. `chance` as for `settle`.
         """
         ticket = self._new_ticket()
         ended = self._leases.expire(ticket, now_us, EXPIRE_RANGES_MAX)
         if not ended:
             return None
-        retries = merged(Retry(held.first, held.last, held.hold.attempt, now_us) for held in ended)
-        return SettleChange(retries=retries, tickets=(ticket,))
+        change = SettleChange(tickets=(ticket,))
+        for number, held in enumerate(sorted(ended, key=lambda held: held.first)):
+            attempt = held.hold.attempt
+            self._policy.fail(change, held.first, held.last, attempt, now_us, None, spread(chance, number))
+        change.retries = merged(change.retries)
+        return change
 
     def _new_ticket(self) -> int:
         self._ticket += 1
@@ -296,6 +367,18 @@ class GroupCore:
         tickets = frozenset(change.tickets)
         for first, last in change.ranges():
             self._release(self._leases.restore(first, last, tickets))
+
+    def give_up(self, offset: int) -> bool:
+        """Its dead letter is committed: settled, and counted as rejected; False when it was settled before."""
+        new = self._close(offset, offset)
+        self._rejected += new
+        return new > 0
+
+    def reopen(self, offset: int) -> None:
+        """Pending again as if it had never been delivered; nothing changes while it is pending."""
+        if self._settled.contains(offset):
+            self._settled.remove(offset, offset)
+            self._not_fresh.remove(offset, offset)
 
     def seek(self, offset: int) -> None:
         """Everything below is settled, nothing from here on; all leases end.
@@ -338,7 +421,11 @@ class GroupCore:
 class _Request:
     """One settlement while it is worked out, in ascending order of offsets."""
 
-    def __init__(self, consumer: int, action: Action, now_us: int, ticket: int) -> None:
+    def __init__(
+        self, consumer: int, action: Action, now_us: int, ticket: int, policy: RetryPolicy, chance: float = 0.0
+    ) -> None:
+        self.policy = policy
+        self.chance = chance
         self.consumer = consumer
         self.action = action
         self.now_us = now_us
@@ -360,6 +447,7 @@ class _Request:
         if isinstance(self.action, Ack):
             append_range(self.change.acked, first, last)
         elif isinstance(self.action, Reject):
-            append_range(self.change.rejected, first, last)
+            self.policy.give_up(self.change, Dying(first, last, attempt, self.now_us, self.action.reason))
         elif isinstance(self.action, Nack):
-            self.change.retries.append(Retry(first, last, attempt, self.now_us + self.action.delay_us))
+            chance = spread(self.chance, len(self.change.retries))
+            self.policy.fail(self.change, first, last, attempt, self.now_us, self.action, chance)

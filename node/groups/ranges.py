@@ -64,6 +64,11 @@ class RangeSet:
         return self._count
 
     @property
+    def first(self) -> int:
+        """The lowest integer. IndexError when empty."""
+        return self._firsts[0]
+
+    @property
     def end(self) -> int:
         """One above the highest integer; 0 when empty."""
         return self._lasts[-1] + 1 if self._lasts else 0
@@ -86,8 +91,12 @@ class RangeSet:
             self._count -= self._span(start, stop)
             first = min(first, self._firsts[start])
             last = max(last, self._lasts[stop - 1])
-        self._firsts[start:stop] = (first,)
-        self._lasts[start:stop] = (last,)
+        if start == stop:
+            self._firsts.insert(start, first)
+            self._lasts.insert(start, last)
+        else:
+            self._firsts[start:stop] = (first,)
+            self._lasts[start:stop] = (last,)
         self._count += last - first + 1
 
     def remove(self, first: int, last: int) -> None:
@@ -97,6 +106,9 @@ class RangeSet:
         if start >= stop or last < first:
             return
         self._count -= self._span(start, stop)
+        if first <= self._firsts[start] and self._lasts[stop - 1] <= last:
+            del self._firsts[start:stop], self._lasts[start:stop]
+            return
         kept = []
         if self._firsts[start] < first:
             kept.append((self._firsts[start], first - 1))
@@ -197,13 +209,22 @@ class RangeMap(Generic[V]):
             start, first = index - 1, self._firsts[index - 1]
         if index < len(self._firsts) and self._firsts[index] == last + 1 and self._values[index] == value:
             stop, last = index + 1, self._lasts[index]
-        self._replace(start, stop, [(first, last, value)])
+        if start < stop:
+            self._replace(start, stop, [(first, last, value)])
+            return
+        self._firsts.insert(start, first)
+        self._lasts.insert(start, last)
+        self._values.insert(start, value)
 
     def remove(self, first: int, last: int) -> None:
         """Takes the values of first..last away."""
         start = bisect_left(self._lasts, first)
         stop = bisect_right(self._firsts, last, start)
         if start >= stop or last < first:
+            return
+        if stop - start == 1 and first <= self._firsts[start] and self._lasts[start] <= last:
+            self._count -= self._lasts[start] - self._firsts[start] + 1
+            del self._firsts[start], self._lasts[start], self._values[start]
             return
         self._count -= sum(high - low + 1 for low, high, _ in self.items(first, last))
         kept = []

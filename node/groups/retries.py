@@ -4,15 +4,18 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from ringpost.node.groups.changes import Lease, Retry
+from ringpost.node.groups.changes import Failure, Lease, Retry
 from ringpost.node.groups.ranges import Range, RangeMap, RangeSet
+
+FAILURES_KEPT = 8
 
 
 class Failed(NamedTuple):
-    """Failed for the `attempt`th time; waits until `not_before_us`."""
+    """Failed for the `attempt`th time; waits until `not_before_us`. `failures` are the latest ones, in their order."""
 
     attempt: int
     not_before_us: int
+    failures: tuple[Failure, ...] = ()
 
 
 class RetryTable:
@@ -27,20 +30,24 @@ class RetryTable:
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, first, last); may name too much
 
     def __iter__(self) -> Iterator[Retry]:
-        return (Retry(first, last, failed.attempt, failed.not_before_us) for first, last, failed in self.failed)
+        return (Retry(first, last, *failed) for first, last, failed in self.failed)
 
     def put(self, retry: Retry) -> None:
         """Records a failure. The attempt never falls, also when the failed delivery began before a seek."""
         self._due.remove(retry.first, retry.last)
         for first, last, before in self.failed.pieces(retry.first, retry.last):
-            attempt = retry.attempt if before is None else max(retry.attempt, before.attempt)
-            self.failed.assign(first, last, Failed(attempt, retry.not_before_us))
+            attempt, failures = retry.attempt, retry.failures
+            if before is not None:
+                attempt = max(attempt, before.attempt)
+                failures = (*before.failures, *failures)[-FAILURES_KEPT:]
+            self.failed.assign(first, last, Failed(attempt, retry.not_before_us, failures))
         heappush(self._delayed, (retry.not_before_us, retry.first, retry.last))
 
     def drop(self, first: int, last: int) -> None:
         """The messages are settled."""
-        self.failed.remove(first, last)
-        self._due.remove(first, last)
+        if self.failed:
+            self.failed.remove(first, last)
+            self._due.remove(first, last)
 
     def drop_all(self) -> None:
         self.failed.clear()
@@ -74,6 +81,13 @@ class RetryTable:
             self._due.remove(first, last)
             leases += [Lease(start, end, failed.attempt + 1) for start, end, failed in self.failed.items(first, last)]
         return leases
+
+    def take_due(self, end: int) -> list[Range]:
+        """Takes out the due messages below `end`; who takes them sees to it that they go out."""
+        due = self._due.intersect(0, end - 1) if self._due.count else []
+        for first, last in due:
+            self._due.remove(first, last)
+        return due
 
     def next_due_us(self) -> int | None:
         """When the next waiting message becomes due; what is due already does not count."""

@@ -52,6 +52,7 @@ class FrameType(IntEnum):
     TRIM = 6
     REPLICA = 7  # local: about this directory's copy
     TRUNCATE = 8  # local: the shard's log ends at the frame's position, what follows it in the journal so far is void
+    REPEAT = 9  # a batch was found stored at the base offset by its message ids: its producer's numbers count
 
 
 class FrameDamaged(Exception):  # noqa: N818

@@ -44,6 +44,7 @@ class Identity:
     shard_count: int
     created_us: int  # µs since 1970
     view_revision: int  # the last view of the cluster this node acted on; 0 for none
+    store_id: str = ""  # of the coordination store in which it is a member; "" for none, or one without an id
     lock_handle: int = field(default=-1, compare=False, repr=False)
 
 

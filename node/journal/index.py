@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 LOST = 0  # the address of no frame
 _WIDTH = 3  # numbers in a row
-_ROW_BYTES = _WIDTH * 8
+ROW_BYTES = _WIDTH * 8
 _CHUNK = 256  # rows looked at in one step
 _UPPER = 1 if sys.byteorder == "little" else 0  # the half of an address that is its segment
 
@@ -85,6 +85,12 @@ class FrameIndex:
         if self._rows is None:
             return []
         return _rows_of(self._rows, self._head + start, self._head + max(start, stop))
+
+    def bytes_of_rows(self, start: int, stop: int) -> int:
+        """Bytes of the frames of the rows start <= number < stop, as many as there are; some 6 ns a row."""
+        if self._rows is None:
+            return 0
+        return sum(self._rows[(self._head + start) * _WIDTH + 2 : (self._head + max(start, stop)) * _WIDTH : _WIDTH])
 
     def rows_in_segment(self, segment: int) -> Iterator[list[Row]]:
         """The rows whose frames lie in a segment, by offset, in lists of 1 to 256. Other rows cost 10 to 60 ns.
@@ -169,8 +175,8 @@ class FrameIndex:
     @classmethod
     def from_bytes(cls, data: bytes) -> "FrameIndex":
         """The inverse of `to_bytes`. Raises ValueError when the length is not of whole rows or bases do not rise."""
-        if len(data) % _ROW_BYTES:
-            raise ValueError(f"{len(data)} bytes are not whole index rows of {_ROW_BYTES}")
+        if len(data) % ROW_BYTES:
+            raise ValueError(f"{len(data)} bytes are not whole index rows of {ROW_BYTES}")
         index = cls()
         if data:
             rows = array("Q")
@@ -199,6 +205,17 @@ class FrameIndex:
             # A fresh array has no spare room; deleting in place would keep the old block.
             self._rows = rows[self._head * _WIDTH :]
             self._head = 0
+
+
+def live_bytes(rows: bytes) -> tuple[dict[int, int], bool]:
+    """Bytes of the frames in encoded rows, of one channel or of several together, by the segment that they lie in.
+
+    And whether some of the rows have no frame. `rows` is a whole number of them.
+    """
+    numbers = array("Q")
+    numbers.frombytes(rows)
+    numbers = _little_endian(numbers)
+    return _totals(numbers, 0, len(numbers) // _WIDTH), LOST in numbers[1::_WIDTH]
 
 
 def _rows_of(rows: "array[int]", start: int, stop: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from threading import Lock
 
 from ringpost.node.journal.frame import FRAME_OVERHEAD, HEADER_SIZE, TRAILER
@@ -101,19 +102,19 @@ class Pending:
         self.end += GROUP_HEADER_SIZE
         return self._open
 
-    def take(self, timeout_s: float, linger_s: float) -> Group | None:
+    def take(self, timeout_s: float, linger_s: Callable[[bool], float]) -> Group | None:
         """The next group to write; None after `timeout_s` (-1: never) without one or, at once, when stopping.
 
-        A group that was waited for is given `linger_s` more to grow.
+        `linger_s` says how long a group that is not full may grow, given whether it was waited for.
         """
         with self._lock:
-            group = self._next()
-            if group is not None or self.stopping:
-                return group
-            self._idle = True
-        woken = self._wake.acquire(timeout=timeout_s)
-        if woken and linger_s and not self.stopping:
-            time.sleep(linger_s)
+            wait = self._open is None
+            if self._closed or self.stopping:
+                return self._next()
+            self._idle = wait
+        woken = not wait or self._wake.acquire(timeout=timeout_s)
+        if woken and not self.stopping and (pause := linger_s(wait)):
+            time.sleep(pause)
         with self._lock:
             if self._idle:
                 self._idle = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringpost.node.journal.files import Files
+from ringpost.node.journal.pace import Pace
 from ringpost.node.journal.pending import Group, Pending
 from ringpost.node.journal.segment import (
     GROUP_HEADER_SIZE,
@@ -40,6 +41,8 @@ class JournalOptions:
     """Bytes of frames that one fdatasync commits; a larger frame is a group of its own."""
     linger_us: int = 0
     """How long an idle writer lets the first group grow before it writes."""
+    busy_linger_us: int = 0
+    """How long the writer lets any group grow while bytes come fast; see `Pace`."""
     seal_after_s: float = 0.1
     """Quiet time after which the last group is sealed."""
     read_handles_max: int = 32
@@ -98,6 +101,7 @@ class Writer:
         self._capacity = 0
         self._sequence = 0
         self._unsealed = False
+        self._pace = Pace(options.linger_us / 1e6, options.busy_linger_us / 1e6)
         self._next_handle: int | None = None
         self._prepare_failed = 0
 
@@ -126,11 +130,12 @@ class Writer:
                         self._files.close(handle)
 
     def _serve(self) -> None:
-        pending, linger_s = self._pending, self._options.linger_us / 1e6
+        pending, pace = self._pending, self._pace
         while True:
-            group = pending.take(self._options.seal_after_s if self._unsealed else -1, linger_s)
+            group = pending.take(self._options.seal_after_s if self._unsealed else -1, self._linger_s)
             if group is not None:
                 self._commit(group)
+                pace.wrote(group.length, self._clock())
                 self._unsealed = True
                 self._committed(group.end, group.length)
                 if offset_of(group.end) > self._capacity // 2 and not pending.waiting():
@@ -141,6 +146,9 @@ class Writer:
                 self._unsealed = False
             if pending.stopping and not pending.waiting():
                 return
+
+    def _linger_s(self, waited: bool) -> float:
+        return self._pace.linger_s(self._clock(), waited=waited)
 
     def _commit(self, group: Group) -> None:
         number, offset = segment_of(group.address), offset_of(group.address)

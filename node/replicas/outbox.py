@@ -56,8 +56,9 @@ class ToFollower:
         self.waiting = asyncio.Event()
         self._next_data = next_data
         self._ready: dict[int, None] = {}
-        self._diverged: list[Diverged] = []
-        self._refused: list[Refused] = []
+        # The latest of a shard replaces those before: nobody empties it while there is no stream.
+        self._diverged: dict[int, Diverged] = {}
+        self._refused: dict[int, Refused] = {}
         self._snapshot: list[SnapshotPart] = []
 
     def ready(self, shard: int) -> None:
@@ -67,12 +68,12 @@ class ToFollower:
 
     def diverged(self, message: Diverged) -> None:
         """Cut back, then ask again."""
-        self._diverged.append(message)
+        self._diverged[message.shard] = message
         self.waiting.set()
 
     def refuse(self, message: Refused) -> None:
         """Not now."""
-        self._refused.append(message)
+        self._refused[message.shard] = message
         self.waiting.set()
 
     def snapshot(self, part: SnapshotPart) -> None:
@@ -83,7 +84,7 @@ class ToFollower:
     def clear(self) -> None:
         """The stream is lost; the follower asks again."""
         self._ready.clear()
-        self._diverged, self._refused, self._snapshot = [], [], []
+        self._diverged, self._refused, self._snapshot = {}, {}, []
 
     @property
     def snapshot_waiting(self) -> bool:
@@ -92,9 +93,11 @@ class ToFollower:
 
     def take(self) -> ReplicateResponse | None:
         """About `MESSAGE_BYTES` of it, shards by turns; None when there is nothing."""
-        message = ReplicateResponse(diverged=self._diverged, refused=self._refused, snapshot=self._snapshot[:1])
+        message = ReplicateResponse(
+            diverged=self._diverged.values(), refused=self._refused.values(), snapshot=self._snapshot[:1]
+        )
         some = bool(self._diverged or self._refused or self._snapshot)
-        self._diverged, self._refused = [], []
+        self._diverged, self._refused = {}, {}
         del self._snapshot[:1]
         size = 0
         while self._ready and size < MESSAGE_BYTES:

@@ -156,7 +156,7 @@ class Peer:
             self._connect_again()
 
     async def _ask(self) -> None:
-        while True:
+        while not self._closed:
             self._pulse.asked()
             try:
                 await self._ping(PingRequest(to=self.ref.node), timeout=QUESTION_S)
@@ -191,8 +191,9 @@ class Peer:
     # -- the stream -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        # A cancellation may be lost on the way: the tasks of gRPC's own that a read waits for take it and end quietly.
         tries = 0
-        while True:
+        while not self._closed:
             if self._certificate != self._owner.dialer.version:
                 self._connect_again()
             worked = await self._stream()
@@ -261,6 +262,8 @@ class Peer:
         for data in message.data:
             if data.shard in cores:
                 cores[data.shard].on_data(node, data, now)
+                if data.traces and replicator.tracing.on:
+                    replicator.tracing.follow(data.shard, data.traces, replicator.store.shards[data.shard].position)
                 replicator.look_after(data.shard)
         for part in message.snapshot:
             replicator.on_snapshot(node, part)

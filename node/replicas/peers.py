@@ -11,9 +11,10 @@ as bad as none.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from ringpost.cluster.view import View
-from ringpost.internal.v1.peer_pb2 import FenceReplicasRequest, FenceReplicasResponse
+from ringpost.internal.v1.peer_pb2 import Data, FenceReplicasRequest, FenceReplicasResponse
 from ringpost.node import log
 from ringpost.node.replicas.link_report import LinkReport
 from ringpost.node.replicas.outbox import ToFollower, ToLeader
@@ -97,11 +98,16 @@ class Peers:
         """What waits for a node that follows."""
         box = self._followers.get(node)
         if box is None:
-            cores = self._replicator.cores
-            box = self._followers[node] = ToFollower(
-                lambda shard: cores[shard].next_data(node) if shard in cores else None
-            )
+            box = self._followers[node] = ToFollower(partial(self._data_for, node))
         return box
+
+    def _data_for(self, node: str, shard: int) -> Data | None:
+        core, tracing = self._replicator.cores.get(shard), self._replicator.tracing
+        data = core.next_data(node) if core is not None else None
+        if data is not None and tracing.on and data.frames:
+            for position, traceparent in tracing.frames(shard, data.after):
+                data.traces.add(position=position, traceparent=traceparent)
+        return data
 
     # -- reach ------------------------------------------------------------------------------------------------------
 
@@ -111,7 +117,8 @@ class Peers:
 
     def lost(self, peer: Peer) -> None:
         """The stream to a member broke."""
-        self._replicator.leader_link_lost(peer.ref.node)
+        if self._peers.get(peer.ref.node) is peer:
+            self._replicator.leader_link_lost(peer.ref.node)
 
     def found(self, peer: Peer, reach: Reach) -> None:
         """Something else is known of a member."""

@@ -26,6 +26,7 @@ class Receiving:
         self._store = store
         self._replica_id = replica_id
         self._restoring: Restoring | None = None
+        self.ended = False  # all of it has come, and is about to be fsynced
         self._next_part = 0
         self._begun = 0  # address of its first record
 
@@ -41,7 +42,7 @@ class Receiving:
             return "it has no beginning"
         if kind == "frames":
             return self._frames(self._restoring, part.frames)
-        return self._end(self._restoring, part.end_frame_count, complete)
+        return self._end(self._restoring, part, complete)
 
     def _begin(self, encoded: bytes) -> str | None:
         snapshot = ShardSnapshot.FromString(encoded)
@@ -69,12 +70,14 @@ class Receiving:
             at += FRAME_OVERHEAD + len(body)
         return None
 
-    def _end(self, restoring: Restoring, frames: int, complete: "Callable[[Receiving], None]") -> str | None:
-        problem = restoring.finish(frames)
+    def _end(self, restoring: Restoring, part: SnapshotPart, complete: "Callable[[Receiving], None]") -> str | None:
+        frames = part.end_frame_count
+        problem = restoring.finish(frames, part.trims)
         if problem is not None:
             return problem
+        self.ended = True
         assert self.shard.replicated is not None
-        record = ReplicaRecord(replica_id=self._replica_id, restored=frames)
+        record = ReplicaRecord(replica_id=self._replica_id, restored=frames, trims=part.trims)
         self.shard.replicated.append_record(record.SerializeToString())
 
         def done(error: RingpostError | None) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from ringpost.cluster.coordination import Coordination, CoordinationError, Proposal
@@ -12,19 +11,19 @@ from ringpost.internal.v1.peer_pb2 import Diverged, Fetch, FollowerAck, Refused,
 from ringpost.node import log
 from ringpost.node.journal.reader import ColdReader
 from ringpost.node.replicas.copies import Copies
+from ringpost.node.replicas.damage import Damage
 from ringpost.node.replicas.outbox import ToFollower, ToLeader
-from ringpost.node.replicas.receive import Receiving
-from ringpost.node.replicas.send import send_snapshot
+from ringpost.node.replicas.snapshots import Snapshots
 from ringpost.node.replication.core import LogEnd, ReplicaCore
 from ringpost.node.replication.ports import Frames, Limits
 from ringpost.node.shard.leadership import pause_serving, start_serving, stop_leading
 from ringpost.node.shard.replicated import ReplicatedLog
 from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.store import Store
+from ringpost.node.tracing import OFF, Tracing
 
 TICK_S = 0.1
 MARK_S = 0.02  # how long the news of a commit may wait for data to travel with
-_SNAPSHOTS_MAX = 2
 
 
 @dataclass
@@ -32,8 +31,6 @@ class Counters:
     """Since the start."""
 
     leaderships: int = 0
-    snapshots_sent: int = 0
-    snapshots_installed: int = 0
 
 
 class Boxes(Protocol):
@@ -61,6 +58,7 @@ class Replicator:
         limits: Limits | None = None,
         serving_changed: Callable[[bool], None] = lambda _: None,
         made_whole: Callable[[], None] = lambda: None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`serving_changed(stepped down)`: this node serves, or no longer serves, a shard.
 
@@ -72,6 +70,7 @@ class Replicator:
         self.clock = clock
         self.node = node
         self.boxes: Boxes | None = None
+        self.tracing = tracing or OFF
         self.cores: dict[int, ReplicaCore] = {}
         self.counters = Counters()
         self._directory = directory
@@ -86,14 +85,20 @@ class Replicator:
         self._marks: set[int] = set()
         self._mark_soon = False
         self._leading: set[int] = set()
-        self._receiving: dict[int, Receiving] = {}
         self._tokens: dict[int, int] = {}
         self._refreshing = False
-        self._snapshots = asyncio.Semaphore(_SNAPSHOTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.snapshots = Snapshots(self, store, reader, clock, self.spawn)
         self.copies = Copies(
             store, coordination, node=node, spawn=self.spawn, found=self._see_again, made_whole=made_whole
+        )
+        self.damage = Damage(
+            store,
+            self.cores,
+            self.copies,
+            detach=self._detach,
+            propose=lambda record: self.spawn(self._ask_hand_over(record)),
         )
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -122,6 +127,8 @@ class Replicator:
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self.damage.give_up()
+            self.snapshots.prune()
             now = self.clock()
             for number in tuple(self._restless):
                 core = self.cores.get(number)
@@ -171,6 +178,8 @@ class Replicator:
             self._leave(shard)
             self.copies.not_lost(shard)  # nobody counts on it
             return
+        if self.damage.is_behind(shard, record):
+            return
         local = shard.replicated
         if local is None or local.replica_id != replica.replica_id:
             if replica.replica_id in record.in_sync and record.epoch > 0:
@@ -198,8 +207,7 @@ class Replicator:
     def _detach(self, shard: Shard) -> None:
         """The copy takes part no more."""
         self.cores.pop(shard.number, None)
-        if (receiving := self._receiving.pop(shard.number, None)) is not None:
-            receiving.abandon()
+        self.snapshots.forget(shard.number)
         if shard.number in self._leading:
             self._leading.discard(shard.number)
             stop_leading(self.store, shard, "")
@@ -243,6 +251,8 @@ class Replicator:
             core = self.cores.get(number)
             if core is not None:
                 core.durable(now)
+            if self.tracing.on and (log_ := self.store.shards[number].replicated) is not None:
+                self.tracing.followed(number, log_.durable)
 
     def committed(self, number: int) -> None:
         """A leader has committed more; its followers hear of it soon, with data if there are some."""
@@ -309,6 +319,12 @@ class Replicator:
         if core is not None:
             core.proposed(record, outcome)
 
+    async def _ask_hand_over(self, record: ShardRecord) -> None:
+        try:
+            await self.coordination.propose(record, {})
+        except CoordinationError as error:
+            log.warning("replica.hand_over_not_asked", shard=record.shard, error=str(error))
+
     def serving(self, shard: Shard) -> None:
         """A core's role may be another one."""
         core = self.cores.get(shard.number)
@@ -332,24 +348,19 @@ class Replicator:
         self._restless.add(shard.number)
         self._serving_changed(False)
 
-    def send_snapshot(self, shard: Shard, node: str, fetch: Fetch) -> None:
-        """A follower needs the whole shard."""
-        self.spawn(self._send_snapshot(shard, node, fetch))
+    def box_for(self, node: str) -> ToFollower | None:
+        """Where messages for a follower are put."""
+        return self.boxes.to_follower(node) if self.boxes is not None else None
 
-    async def _send_snapshot(self, shard: Shard, node: str, fetch: Fetch) -> None:
-        async with self._snapshots:
-            core, boxes = self.cores.get(shard.number), self.boxes
-            if core is None or core.leading is None or boxes is None:
-                return
-            box = boxes.to_follower(node)
-            try:
-                wanted = partial(core.wants_snapshot, node, fetch.fetch_id)
-                await send_snapshot(shard, fetch, core.leading.epoch, self.reader, box, wanted)
-                self.counters.snapshots_sent += 1
-            except Exception as error:
-                log.warning("snapshot.not_sent", shard=shard.number, to=node, error=str(error))
-                box.refuse(Refused(shard=shard.number, fetch_id=fetch.fetch_id, epoch=fetch.epoch))
-            core.snapshot_sent(node, fetch.fetch_id)
+    def installed(self, shard: Shard, next_fetch_id: int) -> None:
+        """The shard is what a snapshot has made it."""
+        core = self._make_core(shard, next_fetch_id)
+        self._see_again(shard.number)
+        self._restless.add(core.shard)
+
+    def damaged(self, shard: Shard, what: str) -> bool:
+        """A stored frame of the shard is damaged: whether another copy takes over."""
+        return self.damage.found(shard, what)
 
     # -- what peers say ---------------------------------------------------------------------------------------------
 
@@ -359,37 +370,7 @@ class Replicator:
 
     def on_snapshot(self, node: str, part: SnapshotPart) -> None:
         """A part of a snapshot from the leader."""
-        core = self.cores.get(part.shard)
-        if core is None or not core.on_snapshot(node, part.epoch, part.fetch_id):
-            return
-        receiving = self._receiving.get(part.shard)
-        if part.WhichOneof("part") == "begin":
-            if receiving is not None:
-                receiving.abandon()
-            receiving = Receiving(self.store, self.store.shards[part.shard], core.replica_id, part.fetch_id)
-            self._receiving[part.shard] = receiving
-        if receiving is None or receiving.fetch_id != part.fetch_id:
-            return
-        problem = receiving.take(part, self._restored)
-        if problem is not None:
-            log.error("snapshot.refused", shard=part.shard, problem=problem)
-            receiving.abandon()
-            del self._receiving[part.shard]
-            core.snapshot_installed(self.clock() + 1_000_000)
-
-    def _restored(self, receiving: Receiving) -> None:
-        """Everything of a snapshot is fsynced: it takes the place of what was here."""
-        shard = receiving.shard
-        old = self.cores.get(shard.number)
-        if self._receiving.pop(shard.number, None) is not receiving or old is None or shard.number in self._leading:
-            receiving.abandon()
-            return
-        receiving.install()
-        self.counters.snapshots_installed += 1
-        core = self._make_core(shard, old.next_fetch_id)
-        log.info("snapshot.installed", shard=shard.number, position=shard.position)
-        self._see_again(shard.number)
-        self._restless.add(core.shard)
+        self.snapshots.take(node, part)
 
     def fence(self, shard: int, replica_id: str, new_epoch: int) -> LogEnd | None:
         """For an election."""
@@ -449,7 +430,7 @@ class ShardLink:
             self._owner.boxes.to_follower(node).ready(self._shard.number)
 
     def snapshot(self, node: str, fetch: Fetch) -> None:
-        self._owner.send_snapshot(self._shard, node, fetch)
+        self._owner.snapshots.send(self._shard, node, fetch)
 
     def committed(self) -> None:
         self._owner.committed(self._shard.number)
@@ -464,4 +445,4 @@ class ShardLink:
         self._owner.serving(self._shard)
 
     def alarm(self, what: str) -> None:
-        log.error("replica.stopped", shard=self._shard.number, what=what)
+        self._owner.damage.alarm(self._shard.number, what)

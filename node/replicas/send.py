@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from ringpost.internal.v1.peer_pb2 import Fetch, SnapshotPart
+from ringpost.internal.v1.record_pb2 import ChannelTrim
+from ringpost.node.journal.frame import FrameDamaged
 from ringpost.node.journal.reader import ColdReader
 from ringpost.node.replicas.outbox import ToFollower
 from ringpost.node.shard.channel import Channel
@@ -15,7 +18,7 @@ _ROOM_S = 0.005
 
 
 class SnapshotStale(Exception):  # noqa: N818
-    """The shard changed so that the snapshot can no longer be completed; a later one can."""
+    """Nobody waits for the snapshot any more."""
 
 
 async def send_snapshot(
@@ -27,38 +30,50 @@ async def send_snapshot(
     cannot, or need not, be completed.
     """
     snapshot = snapshot_shard(shard)
-    channels = [(shard.channels[row.channel], row.end_offset) for row in snapshot.channels]
+    channels = [(shard.channels[row.channel], row.first_offset, row.end_offset) for row in snapshot.channels]
     for row in snapshot.channels:
         row.index = b""
     number = frames = 0
 
-    async def put(**part: bytes | int) -> None:
+    async def put(**part: Any) -> None:
         nonlocal number
         while box.snapshot_waiting and wanted():
             await asyncio.sleep(_ROOM_S)
         if not wanted():
             raise SnapshotStale("the follower does not wait for it any more")
-        box.snapshot(
-            SnapshotPart(shard=shard.number, epoch=epoch, fetch_id=fetch.fetch_id, number=number, **part)  # type: ignore[arg-type]
-        )
+        box.snapshot(SnapshotPart(shard=shard.number, epoch=epoch, fetch_id=fetch.fetch_id, number=number, **part))
         number += 1
 
     await put(begin=snapshot.SerializeToString())
-    for channel, end in channels:
-        offset = channel.first_offset
-        while offset < end:
-            rows, offset = _next_rows(channel, offset, end)
+    for channel, first, end in channels:
+        offset = first
+        # What is trimmed, or deleted, while it is on its way is left out; the follower hears of it at the end, and
+        # meets the frame that did it in the log that follows the snapshot.
+        while (offset := max(offset, _first_kept(channel, end))) < end:
+            rows, behind = _next_rows(channel, offset, end)
+            try:
+                encoded = await reader.read_raw(rows)
+            except (OSError, FrameDamaged):
+                if _first_kept(channel, end) > offset:
+                    continue  # its segment was reclaimed
+                raise
             frames += len(rows)
-            await put(frames=await reader.read_raw(rows))
-    await put(end_frame_count=frames)
+            offset = behind
+            await put(frames=encoded)
+    kept = [(channel, first, _first_kept(channel, end)) for channel, first, end in channels]
+    trims = [ChannelTrim(channel=c.number, first_offset=now) for c, first, now in kept if now > first]
+    await put(end_frame_count=frames, trims=trims)
+
+
+def _first_kept(channel: Channel, end: int) -> int:
+    """`end` of a channel that is gone; one whose delete is not committed, and may yet be lost, is there."""
+    there = channel.shard.channels.get(channel.number) is channel
+    return min(channel.first_offset, end) if there else end
 
 
 def _next_rows(channel: Channel, offset: int, end: int) -> tuple[list[tuple[int, int]], int]:
     """Rows from the one that holds `offset` on, about a chunk, and the offset behind them."""
-    try:
-        first = channel.index.find(offset)
-    except LookupError as error:
-        raise SnapshotStale(f"channel {channel.name!r} was trimmed meanwhile") from error
+    first = channel.index.find(offset)
     rows: list[tuple[int, int]] = []
     size = 0
     while offset < end and (not rows or size < _CHUNK_BYTES):

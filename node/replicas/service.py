@@ -73,6 +73,9 @@ class PeerServer:
         view = self._replicator.coordination.view
         if request.cluster_id != view.cluster_id or request.term < self._term:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another cluster, or an older controller")
+        if not any(shows(context, node) for node in view.nodes):
+            log.warning("peer.not_a_member", method="FenceReplicas", peer=context.peer())
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the certificate is no member's, or not yet")
         self._term = request.term
         return await fence_here(self._replicator, request)
 

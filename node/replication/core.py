@@ -65,6 +65,7 @@ class ReplicaCore:
         self.next_fetch_id = fetch_id
         self._sessions: Mapping[str, int] = {}
         self._token = 0
+        self._alarmed = False
         self._lead_token = 0  # the read that is to confirm that this replica leads
         self._lead_confirmed = False
         self._lead_asked_us = 0
@@ -136,6 +137,9 @@ class ReplicaCore:
             and leader.session == sessions.get(self._node, 0) > 0
             and record.epoch > self._led_epoch
         )
+        if mine and record.epoch <= self._log.epochs.last:
+            self._alarm_behind(record.epoch)
+            mine = False
         if self.leading is not None:
             self.leading.see(record, sessions, now_us)
             self.leading.confirmed(record, token, now_us)
@@ -145,6 +149,12 @@ class ReplicaCore:
             self._lead_token = 0
             self._follow(record, sessions, now_us)
         self._take_early(now_us)
+
+    def _alarm_behind(self, epoch: int) -> None:
+        """Only a store that has lost something gives an epoch for the second time."""
+        if not self._alarmed:
+            self._alarmed = True
+            self._link.alarm(f"epoch {epoch} was given to another leadership before: was the store restored?")
 
     def _prepare_to_lead(self, token: int, now_us: int) -> None:
         """Leads when a linearizable read that began after the record came says the same."""
@@ -247,6 +257,9 @@ class ReplicaCore:
         Ends when the epoch shows, or when a read some time later says that it does not.
         """
         if (self.record is not None and new_epoch <= self.record.epoch) or not self._log.settled:
+            return None
+        if new_epoch <= self._log.epochs.last:
+            self._alarm_behind(new_epoch)
             return None
         self._fenced_epoch = max(self._fenced_epoch, new_epoch)
         self._fenced_until_us = now_us + self._limits.fence_us

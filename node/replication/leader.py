@@ -22,6 +22,9 @@ class Leading:
     `alone_from_us`: from then on no leader before can still give groups messages.
     """
 
+    # Frames that a copy may lack for commits to wait until it has them.
+    LET_IN_FRAMES_MAX = 1_000
+
     def __init__(
         self, shard: int, log: ReplicaLog, link: Link, limits: Limits, record: ShardRecord, now_us: int
     ) -> None:
@@ -49,6 +52,8 @@ class Leading:
         self._conflict_token = 0
         self._transfer_until_us = 0
         self._transfer_not_before_us = 0
+        self._guest = ""  # a replica that nothing is committed without, so that it comes to have everything
+        self._guest_until_us = self._guest_not_before_us = 0
         log.begin_epoch(record.epoch, self.me.session)
         self.start_position = log.end
 
@@ -204,6 +209,9 @@ class Leading:
             if replica_id != self.me.replica_id:
                 progress = self.followers.get(replica_id)
                 position = min(position, progress.acked if progress is not None else 0)
+        if self._guest:
+            progress = self.followers.get(self._guest)
+            position = min(position, progress.acked if progress is not None else 0)
         if position <= log.committed or position < self.start_position:
             # What earlier epochs left behind is committed by a frame of this epoch only.
             return
@@ -258,6 +266,7 @@ class Leading:
             progress.look(self._log.end, now_us)
         if self._transfer(now_us):
             return
+        self._let_in(now_us)
         wanted = self._wanted_in_sync(now_us)
         if wanted != self.record.in_sync:
             roles = dict.fromkeys(wanted, Role.MEMBER)
@@ -286,16 +295,36 @@ class Leading:
         gone = set(leaving[: max(room, 0)])
         return tuple(r for r in (*record.in_sync, *joining) if r not in gone)
 
-    def _wants_in(self, progress: Progress) -> bool:
+    def _let_in(self, now_us: int) -> None:
+        """Nothing is committed for a moment without a copy that lacks only what has just come.
+
+        Under a steady load, and with a follower that is a little slower than the others, there would never be a moment
+        at which it has all that is committed.
+        """
+        guest, late = self.followers.get(self._guest), now_us >= self._guest_until_us
+        if guest is None or not self._may_come_in(guest) or late:
+            if self._guest:
+                self._guest = ""
+                self._guest_not_before_us = now_us + self._limits.let_in_pause_us * late
+                self.advance()
+            if now_us < self._guest_not_before_us:
+                return
+            near = (p for p in self.followers.values() if self._may_come_in(p) and self._is_near(p, now_us))
+            self._guest = next((p.replica_id for p in near), "")
+            self._guest_until_us = now_us + self._limits.let_in_us
+
+    def _is_near(self, progress: Progress, now_us: int) -> bool:
+        lacks = self._log.end - progress.acked
+        return lacks <= self.LET_IN_FRAMES_MAX and progress.caught_up_us + self._limits.let_in_us >= now_us
+
+    def _may_come_in(self, progress: Progress) -> bool:
+        if progress.replica_id in self.record.in_sync or not progress.flowing or progress.node in self._lost_nodes:
+            return False
         replica = self.record.replica(progress.replica_id)
-        return (
-            replica is not None
-            and replica.role is not Role.LEAVING
-            and progress.replica_id not in self.record.in_sync
-            and progress.flowing
-            and progress.node not in self._lost_nodes
-            and progress.acked >= max(self._log.committed, self.start_position)
-        )
+        return replica is not None and replica.role is not Role.LEAVING
+
+    def _wants_in(self, progress: Progress) -> bool:
+        return self._may_come_in(progress) and progress.acked >= max(self._log.committed, self.start_position)
 
     def _is_late(self, replica_id: str, now_us: int) -> bool:
         if replica_id == self.me.replica_id:

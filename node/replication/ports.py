@@ -98,7 +98,7 @@ class Link(Protocol):
         """`role`, `serving` or `frozen` is another one."""
 
     def alarm(self, what: str) -> None:
-        """The replica has stopped for good: a person, or a new replica, must help."""
+        """The replica met what the protocol rules out, and leads or follows no more: a person must look."""
 
 
 class Limits(NamedTuple):
@@ -109,6 +109,8 @@ class Limits(NamedTuple):
     fence_us: int = 2_000_000  # a fence whose epoch does not show ends after it
     transfer_us: int = 1_000_000  # how long a leader holds publishes for a hand-over
     transfer_pause_us: int = 5_000_000  # after a hand-over that did not work out
+    let_in_us: int = 1_000_000  # how long commits wait for a copy that is about to count
+    let_in_pause_us: int = 5_000_000  # after it did not come
     word_us: int = 1_500_000  # how long it counts that a follower said that it follows
     alone_us: int = 1_900_000  # `word_us`, and what two clocks may differ in it
     window_bytes: int = 8 << 20  # sent to one follower and not acknowledged

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import grpc
@@ -9,13 +10,30 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from ringpost.node import status
+from ringpost.node.access.guard import passed_on
+from ringpost.node.delivery.certainty import SURE_S, becomes_sure
 from ringpost.node.errors import Unavailable
 from ringpost.node.routing.peers import Peers
 from ringpost.node.routing.router import Here, Router, There
 
 RETRY_S = 0.05
 # Those that may be sent again when it is not known what became of them.
-REPEATABLE = frozenset({"GetChannel", "ListChannels", "GetGroup", "ListGroups", "Settle", "GetMessages"})
+REPEATABLE = frozenset(
+    {
+        "GetChannel",
+        "ListChannels",
+        "GetGroup",
+        "ListGroups",
+        "Settle",
+        "GetMessages",
+        "ExplainMessage",
+        "ListDeadLetters",
+        "GetDeadLetter",
+    }
+)
+# Those whose answers tell how far something is. A leader that was frozen, or cut off, and does not know yet that there
+# is another one, would tell less than its clients have seen.
+NEWEST = frozenset({"GetChannel", "GetGroup", "GetMessages", "ExplainMessage", "ListDeadLetters", "GetDeadLetter"})
 _NEVER_SENT = "failed to connect"  # how gRPC begins to tell of a connection that was not made
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,7 +64,7 @@ class Passing(Protocol):
     """What decides who serves a call."""
 
     async def run(self, call: Call) -> bytes:
-        """The encoded response; ends the call with a status when it fails."""
+        """The encoded response; ends the call with a status, or raises RingpostError, when it fails."""
 
 
 class PeerCalls(Passing):
@@ -57,8 +75,11 @@ class PeerCalls(Passing):
 
     async def run(self, call: Call) -> bytes:
         router = self._router
-        if call.channel is not None and not isinstance(router.route(call.channel), Here):
-            await status.abort(call.context, router.refusal(router.shard(call.channel)))
+        if call.channel is not None:
+            route = router.route(call.channel)
+            end = asyncio.get_running_loop().time() + SURE_S
+            if not isinstance(route, Here) or not await _surely_here(router, call, route, end):
+                raise router.refusal(router.shard(call.channel))
         return (await call.local()).SerializeToString()
 
 
@@ -87,7 +108,7 @@ class Calls(Passing):
         end = self._end(call)
         while True:
             route = router.route(call.channel)
-            if isinstance(route, Here):
+            if isinstance(route, Here) and await _surely_here(router, call, route, end):
                 return (await call.local()).SerializeToString()
             error = None
             if isinstance(route, There):
@@ -125,7 +146,7 @@ class Calls(Passing):
 
     async def _ask(self, call: Call, node: str, address: str) -> bytes:
         stub: Any = self._peers.channel(node, address).unary_unary(call.method)
-        answer: bytes = await stub(call.message, timeout=call.context.time_remaining())
+        answer: bytes = await stub(call.message, timeout=call.context.time_remaining(), metadata=passed_on())
         return answer
 
     def _end(self, call: Call) -> float:
@@ -147,6 +168,15 @@ class Calls(Passing):
         if self._news is news:
             self._news = asyncio.Event()
         return True
+
+
+async def _surely_here(router: Router, call: Call, route: Here, end: float) -> bool:
+    """Whether this node may say how far something is; waits a little for that. False: it leads no more, or too late."""
+    if call.name not in NEWEST or route.epoch == 0:
+        return True
+    assert call.channel is not None, "it is about one"
+    shard = router.shard(call.channel)
+    return await becomes_sure(partial(router.sure, shard), end, still=partial(router.here, shard))
 
 
 def _details(error: grpc.aio.AioRpcError) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
+from ringpost.node.access.caller import ANYONE, Caller
 from ringpost.node.errors import NotLeader, RingpostError, Unavailable
 from ringpost.node.routing.router import NotNow, Route, There
 from ringpost.node.shard.shard import Stored
@@ -42,6 +43,7 @@ class Entry:
     """
 
     __slots__ = (
+        "caller",
         "channel",
         "correlation",
         "first_sequence",
@@ -51,13 +53,24 @@ class Entry:
         "reply",
         "state",
         "taken",
+        "traceparent",
     )
 
     def __init__(
-        self, payload: bytes, channel: str, producer: int, producer_epoch: int, first_sequence: int, reply: Reply
+        self,
+        payload: bytes,
+        channel: str,
+        producer: int,
+        producer_epoch: int,
+        first_sequence: int,
+        reply: Reply,
+        caller: Caller = ANYONE,
+        traceparent: str = "",
     ) -> None:
         self.payload = payload
         self.channel = channel
+        self.caller = caller
+        self.traceparent = traceparent
         self.producer = producer
         self.producer_epoch = producer_epoch
         self.first_sequence = first_sequence

@@ -8,6 +8,7 @@ from functools import partial
 from ringpost.cluster.names import channel_problem
 from ringpost.internal.v1 import envelope_pb2 as envelope
 from ringpost.node import status
+from ringpost.node.access.caller import ANYONE, Caller
 from ringpost.node.errors import NotLeader, RingpostError, Unavailable
 from ringpost.node.routing.lane import Answer, Entry, Lane, Reply, Ways
 from ringpost.node.routing.peers import Peers
@@ -69,26 +70,28 @@ class Lanes(Ways):
             lane = self._lanes[shard] = Lane(shard, self, self.limits.patience_ms / 1000)
         return lane
 
-    def submit(self, lane: Lane, payload: bytes, request: envelope.PublishRequest, reply: Reply) -> None:
+    def submit(
+        self, lane: Lane, payload: bytes, request: envelope.PublishRequest, reply: Reply, caller: Caller = ANYONE
+    ) -> None:
         """Sends a batch the lane's way. `payload` is its PublishStreamRequest; `reply` is called once."""
-        lane.submit(_entry(payload, request, reply))
+        lane.submit(_entry(payload, request, reply, caller))
 
-    def guarded(self, payload: bytes, reply: Reply) -> Reply:
+    def guarded(self, payload: bytes, reply: Reply, caller: Caller = ANYONE) -> Reply:
         """A reply for a batch that is appended here: when the leadership is lost before it is answered, it goes on."""
 
         def answer(outcome: Answer) -> None:
-            if not isinstance(outcome, Unavailable) or not self._goes_on(payload, outcome, reply):
+            if not isinstance(outcome, Unavailable) or not self._goes_on(payload, outcome, reply, caller):
                 reply(outcome)
 
         return answer
 
-    def _goes_on(self, payload: bytes, error: Unavailable, reply: Reply) -> bool:
+    def _goes_on(self, payload: bytes, error: Unavailable, reply: Reply, caller: Caller) -> bool:
         """Whether a batch that failed here has another chance; then it is on its way."""
         request = envelope.PublishStreamRequest.FromString(payload).publish
         shard, here = self.router.locate(request.channel)
         if error.reason in _OWN_END or here or not (isinstance(error, NotLeader) or request.producer_id):
             return False
-        self._lane(shard).submit(_entry(payload, request, reply))
+        self._lane(shard).submit(_entry(payload, request, reply, caller))
         return True
 
     def full(self, lane: Lane) -> bool:
@@ -159,8 +162,9 @@ class Lanes(Ways):
             self._loop.call_soon(self._made_room)
 
 
-def _entry(payload: bytes, request: envelope.PublishRequest, reply: Reply) -> Entry:
-    return Entry(payload, request.channel, request.producer_id, request.producer_epoch, request.first_sequence, reply)
+def _entry(payload: bytes, request: envelope.PublishRequest, reply: Reply, caller: Caller) -> Entry:
+    producer = request.producer_id, request.producer_epoch, request.first_sequence
+    return Entry(payload, request.channel, *producer, reply, caller, request.traceparent)
 
 
 def _appended(lane: Lane, entry: Entry, outcome: Stored | RingpostError) -> None:

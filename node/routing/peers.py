@@ -61,7 +61,9 @@ class Peers:
 
 
 class PeerStream:
-    """One bidirectional call over raw bytes, with a task that reads and one that writes. Neither is ever cancelled.
+    """One bidirectional call over raw bytes, with a task that reads and one that writes.
+
+    Neither is cancelled before the call is over: that would leak inside gRPC.
 
     `take` gives the next message to write, None when there is none now (then `wake` tells of one). `received` gets each
     message; `ended` is called once, after which nothing else is.
@@ -84,7 +86,7 @@ class PeerStream:
         self._over = False
         self._something = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self._tasks = (loop.create_task(self._read()), loop.create_task(self._write()))
+        self._reader, self._writer = loop.create_task(self._read()), loop.create_task(self._write())
 
     def wake(self) -> None:
         """There is something to write."""
@@ -98,7 +100,7 @@ class PeerStream:
 
     async def finished(self) -> None:
         """Returns when both tasks have ended."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(self._reader, self._writer, return_exceptions=True)
 
     async def _write(self) -> None:
         try:
@@ -129,5 +131,5 @@ class PeerStream:
             log.error("peer.incident", exception=error, method=self._method)
             self._call.cancel()
         self._over = True
-        self._something.set()
+        self._writer.cancel()  # a write waits for ever when its call ends before it has begun
         self._ended(why)

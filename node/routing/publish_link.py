@@ -19,6 +19,10 @@ CONNECT_S_MAX = 2.0
 _CORRELATION = b"\x08"
 _EPOCH = b"\x80\x01"
 _ATTEMPT = b"\x88\x01"
+_TOKEN_NUMBER = b"\x90\x01"
+_TOKEN = b"\x9a\x01"
+_TRACEPARENT = b"\xa2\x01"
+TOKENS_MAX = 1_024  # that one node may have shown on its stream
 
 
 class _Sending(NamedTuple):
@@ -41,6 +45,7 @@ class PublishLink:
         self._stream: PeerStream | None = None
         self._opened = False
         self._closed = False
+        self._tokens: dict[str, int] = {}  # those that the leader has been shown on this stream, with their numbers
         self._queue: deque[_Sending] = deque()
         self._unanswered: dict[int, _Sending] = {}
         self._correlation = 0
@@ -92,9 +97,28 @@ class PublishLink:
             return None
         _, entry, correlation, epoch, attempt = self._queue.popleft()
         entry.taken = True
+        number, token = self._token(entry.caller.token)
+        trace = entry.traceparent.encode()
+        traced = (_TRACEPARENT, varint(len(trace)), trace) if trace else ()
         return b"".join(
-            (entry.payload, _CORRELATION, varint(correlation), _EPOCH, varint(epoch), _ATTEMPT, varint(attempt))
+            (
+                *(entry.payload, _CORRELATION, varint(correlation), _EPOCH, varint(epoch), _ATTEMPT, varint(attempt)),
+                *(_TOKEN_NUMBER, varint(number), _TOKEN, varint(len(token)), token),
+                *traced,
+            )
         )
+
+    def _token(self, token: str) -> tuple[int, bytes]:
+        """The token's number, and its text if the leader has not been shown it."""
+        known = self._tokens.pop(token, None)
+        if known is not None:
+            self._tokens[token] = known  # the latest used is last
+            return known, b""
+        number = len(self._tokens)
+        if number >= TOKENS_MAX:
+            number = self._tokens.pop(next(iter(self._tokens)))
+        self._tokens[token] = number
+        return number, token.encode()
 
     def _received(self, message: bytes) -> None:
         response = PublishStreamResponse.FromString(message)
@@ -115,6 +139,7 @@ class PublishLink:
     def _ended(self, why: str) -> None:
         self._stream = None
         self._opened = False
+        self._tokens.clear()
         self._next_try = self._loop.time() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, BACKOFF_S_MAX)
         self._queue.clear()

@@ -43,6 +43,8 @@ class Router:
 
     def __init__(self, view: Callable[[], View], node: str, leads: Callable[[int], bool]) -> None:
         self.node = node
+        # Whether surely no other node leads a shard by now; where it is not sure, asking makes it so soon.
+        self.sure: Callable[[int], bool] = lambda _: True
         self._view = view
         self._leads = leads
 

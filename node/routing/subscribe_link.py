@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import grpc
+
 from ringpost.internal.v1.envelope_pb2 import SubscribeResponse as RawResponse
-from ringpost.node.delivery.encode import is_deliver, split_deliver
-from ringpost.node.errors import RingpostError, Unavailable
+from ringpost.node.delivery.encode import is_deliver, split_deliver, varint
+from ringpost.node.errors import PassedOn, RingpostError, Unavailable
 from ringpost.node.routing.peers import BACKOFF_S_MAX, BACKOFF_S_MIN, Peers, PeerStream
 from ringpost.node.routing.relayed import Relayed
 from ringpost.node.routing.router import There
@@ -27,6 +29,8 @@ from ringpost.v1.subscribe_pb2 import (
 
 METHOD = "/ringpost.v1.SubscriberService/Subscribe"
 COMMANDS_MAX = 10_000
+_TOKEN = b"\x82\x01"  # ForwardedSubscribeRequest.token
+_OF_ONE = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 SettledReply = Callable[[Settled | RingpostError], None]
 
@@ -90,7 +94,9 @@ class SubscribeLink:
         self._numbers += 1
         upstream = self.upstreams[self._numbers] = Upstream(self, self._numbers, channel, epoch)
         relayed.upstream = upstream
-        self._say(SubscribeRequest(open=upstream.opening(relayed)))
+        token = relayed.session.caller.token.encode()
+        opening = SubscribeRequest(open=upstream.opening(relayed)).SerializeToString()
+        self._say_raw(b"".join((opening, _TOKEN, varint(len(token)), token)) if token else opening)
 
     def split(self, shared: Upstream, relayed: Relayed, next_offset: int) -> None:
         """One that cannot keep up goes on alone."""
@@ -123,7 +129,10 @@ class SubscribeLink:
         return self.upstreams.pop(upstream.number, None) is not None
 
     def _say(self, request: SubscribeRequest) -> None:
-        self._commands.append(request.SerializeToString())
+        self._say_raw(request.SerializeToString())
+
+    def _say_raw(self, request: bytes) -> None:
+        self._commands.append(request)
         self._wake()
 
     def _wake(self) -> None:
@@ -192,7 +201,9 @@ class SubscribeLink:
         self._forget(upstream)
         subscribers, upstream.subscribers = upstream.subscribers, []
         for subscriber in subscribers:
-            subscriber.lost(error)
+            # What one client may no longer do says nothing of the others that shared its upstream.
+            others = isinstance(error, PassedOn) and error.code in _OF_ONE and subscriber is not upstream.opener
+            subscriber.lost(Unavailable(error.message, retry_after_ms=50) if others else error)
 
     def abandon(self, upstream: Upstream, error: RingpostError) -> None:
         """The node no longer leads what it reads."""

@@ -33,6 +33,7 @@ class Upstream:
         "next_offset",
         "number",
         "opened",
+        "opener",
         "received_bytes",
         "received_messages",
         "silent_below",
@@ -51,6 +52,7 @@ class Upstream:
         self.received_messages = self.received_bytes = 0
         self.granted = (0, 0)
         self.subscribers: list[Relayed] = []
+        self.opener: Relayed | None = None  # by whose permission the leader serves it
 
     @property
     def grouped(self) -> bool:
@@ -60,6 +62,7 @@ class Upstream:
     def opening(self, subscriber: "Relayed") -> OpenSubscription:
         """The command that begins it for its first subscriber."""
         self.subscribers.append(subscriber)
+        self.opener = subscriber
         self.granted = subscriber.room()
         command = OpenSubscription()
         command.CopyFrom(subscriber.command)

@@ -9,9 +9,12 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from ringpost.node.access.caller import Caller
+from ringpost.node.access.guard import current
 from ringpost.node.delivery.opening import resolve
 from ringpost.node.errors import InvalidRequest
 from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.seen_ids import WINDOW_MS_MAX, WINDOW_MS_MIN
 from ringpost.node.shard.store import Store
 from ringpost.node.status import translated
 from ringpost.v1 import channel_pb2 as api
@@ -21,6 +24,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
+TURN_CHANNELS = 1_000  # looked at in one turn of the loop: below a millisecond
 
 
 class Channels(ChannelServiceServicer):
@@ -32,15 +36,16 @@ class Channels(ChannelServiceServicer):
 
     def info(self, channel: Channel) -> api.ChannelInfo:
         """A channel as the API shows it."""
+        state = channel.peek()
         return api.ChannelInfo(
             name=channel.name,
-            config=channel.limits.message(),
-            first_offset=channel.first_offset,
-            end_offset=channel.end_offset,
-            stored_bytes=channel.stored_bytes,
-            created_time_us=channel.created_time_us,
-            group_count=len(channel.groups or ()),
-            subscription_count=len(channel.watchers or ()),
+            config=state.limits.message(),
+            first_offset=state.first_offset,
+            end_offset=state.end_offset,
+            stored_bytes=state.stored_bytes,
+            created_time_us=state.created_time_us,
+            group_count=len(state.groups or ()),
+            subscription_count=len(state.watchers or ()),
             shard=channel.shard.number,
             owner=self._node,
             epoch=channel.shard.epoch,
@@ -63,21 +68,29 @@ class Channels(ChannelServiceServicer):
     @translated
     async def ListChannels(self, request: api.ListChannelsRequest, context: Context) -> api.ListChannelsResponse:
         size = page_size(request.page_size)
-        channels = self._led(request.prefix, decode_token(request.page_token), size)
+        channels = await self._visible(request.prefix, decode_token(request.page_token), size)
         token = encode_token(channels[-1].name) if len(channels) == size else ""
         return api.ListChannelsResponse(channels=[self.info(channel) for channel in channels], next_page_token=token)
 
-    def _led(self, prefix: str, after: str, size: int) -> list[Channel]:
-        """The next channels in shards that this node leads."""
+    async def _visible(self, prefix: str, after: str, size: int) -> list[Channel]:
+        """The next channels in shards that this node leads, as far as the caller may see them."""
+        caller = current()
         found: list[Channel] = []
-        while len(found) < size:
-            wanted = size - len(found)
-            page = self._store.page(prefix, after, wanted)
-            found += [channel for channel in page if self._store.leads(channel.shard.number)]
-            if len(page) < wanted:
+        if caller.sees_none:
+            return found
+        # At first as many as are wanted, which is all that most callers need; then however few of them this one may
+        # see, others have their turn in between.
+        turn = size
+        while page := self._store.page(prefix, after, turn):
+            found += [channel for channel in page if self._sees(caller, channel)]
+            if len(found) >= size or len(page) < turn:
                 break
-            after = page[-1].name
-        return found
+            after, turn = page[-1].name, TURN_CHANNELS
+            await asyncio.sleep(0)
+        return found[:size]
+
+    def _sees(self, caller: Caller, channel: Channel) -> bool:
+        return self._store.leads(channel.shard.number) and caller.may_see(channel.name)
 
     @translated
     async def SetChannel(self, request: api.SetChannelRequest, context: Context) -> api.SetChannelResponse:
@@ -111,6 +124,11 @@ class Channels(ChannelServiceServicer):
         if limits.max_message_bytes > greatest:
             raise InvalidRequest.of(
                 "config.max_message_bytes", f"is {limits.max_message_bytes}, allowed are 1 to {greatest}, or 0"
+            )
+        if limits.dedup_window_ms and not WINDOW_MS_MIN <= limits.dedup_window_ms <= WINDOW_MS_MAX:
+            raise InvalidRequest.of(
+                "config.dedup_window_ms",
+                f"is {limits.dedup_window_ms}, allowed are {WINDOW_MS_MIN} to {WINDOW_MS_MAX}, or 0 for none",
             )
 
 

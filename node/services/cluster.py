@@ -9,9 +9,11 @@ from ringpost.cluster.controller.recovery import LossRefused
 from ringpost.cluster.coordination import Coordination, CoordinationError
 from ringpost.cluster.names import channel_problem
 from ringpost.cluster.view import ShardRecord, View
+from ringpost.node.access.grants import Verb
+from ringpost.node.access.guard import current, passed_on
 from ringpost.node.errors import InvalidRequest, NotFound, Precondition, Unavailable
 from ringpost.node.services.members import DESIRED, cluster_state, member, members
-from ringpost.node.status import translated
+from ringpost.node.status import DETAILS_KEY, translated
 from ringpost.node.tls import Dialer
 from ringpost.v1 import cluster_pb2 as api
 from ringpost.v1.cluster_pb2_grpc import ClusterServiceServicer, ClusterServiceStub
@@ -70,8 +72,12 @@ class Cluster(ClusterServiceServicer):
 
     @translated
     async def GetNode(self, request: api.GetNodeRequest, context: Context) -> api.GetNodeResponse:
+        views = current().may(Verb.VIEW)
         if request.node in ("", self._node):
-            return api.GetNodeResponse(node=self._node_info())
+            found = self._node_info()
+            return api.GetNodeResponse(node=found if views else _for_clients(found))
+        if not views:
+            raise current().denial(Verb.VIEW)
         ref = self._coordination.view.nodes.get(request.node)
         if ref is None:
             raise _unknown(request.node)
@@ -80,8 +86,10 @@ class Cluster(ClusterServiceServicer):
         async with self._dialer.dial(ref.node, ref.peer_address or ref.address, ()) as channel:
             ask = ClusterServiceStub(channel).GetNode
             try:
-                answer: api.GetNodeResponse = await ask(api.GetNodeRequest(), timeout=_ASK_S)
+                answer: api.GetNodeResponse = await ask(api.GetNodeRequest(), timeout=_ASK_S, metadata=passed_on())
             except grpc.aio.AioRpcError as error:
+                if said := dict(error.trailing_metadata() or ()).get(DETAILS_KEY):
+                    await context.abort(error.code(), error.details() or "", ((DETAILS_KEY, said),))
                 message = f"node {request.node!r} does not answer at {ref.peer_address or ref.address}"
                 raise Unavailable(message, reason="NODE_UNREACHABLE", retry_after_ms=500) from error
         return answer
@@ -147,6 +155,19 @@ class Cluster(ClusterServiceServicer):
             return await self._coordination.refresh()
         except CoordinationError as error:
             raise _no_store(error) from error
+
+
+def _for_clients(info: api.NodeInfo) -> api.NodeInfo:
+    """What every client needs to know of a node."""
+    return api.NodeInfo(
+        node=info.node,
+        cluster_id=info.cluster_id,
+        version=info.version,
+        state=info.state,
+        address=info.address,
+        durability=info.durability,
+        limits=info.limits,
+    )
 
 
 def _unknown(node: str) -> NotFound:

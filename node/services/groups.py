@@ -1,22 +1,31 @@
 """GroupService."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from ringpost.cluster.names import group_problem
+from ringpost.node.access.caller import Caller
+from ringpost.node.access.grants import Verb
+from ringpost.node.access.guard import current
 from ringpost.node.delivery.commands import check_ranges, check_reason
 from ringpost.node.delivery.opening import find_or_add, resolve, resolve_start
-from ringpost.node.errors import AlreadyExists, InvalidRequest, RingpostError
+from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied, RingpostError
 from ringpost.node.groups.changes import Ack, Reject
-from ringpost.node.services.channels import decode_token, encode_token, page_size
+from ringpost.node.services.channels import TURN_CHANNELS, decode_token, encode_token, page_size
+from ringpost.node.services.retry_checks import check_retry
+from ringpost.node.shard.boxes import box_of
+from ringpost.node.shard.boxes import count as count_letters
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.configure import pause_group, set_group
 from ringpost.node.shard.group import (
     ACK_DEADLINE_MS_MAX,
     ACK_DEADLINE_MS_MIN,
+    DEAD_LETTER_AGE_MS,
+    DEAD_LETTER_BYTES,
     MAX_IN_FLIGHT_MAX,
     Group,
     GroupSettings,
@@ -25,17 +34,21 @@ from ringpost.node.shard.group import (
     delete_group,
     seek_group,
 )
+from ringpost.node.shard.lag import age_us, known_age_us, lag_bytes
+from ringpost.node.shard.modes import modes_allowed
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
 from ringpost.node.status import translated
 from ringpost.v1 import group_pb2 as api
-from ringpost.v1.common_pb2 import OffsetRange
+from ringpost.v1.common_pb2 import GroupMode, OffsetRange
 from ringpost.v1.group_pb2_grpc import GroupServiceServicer
 from ringpost.v1.subscribe_pb2 import Outcome, SettledRange
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _BETWEEN = "\n"  # in no name
+_LIST_READS_MAX = 100
+_TURN_GROUPS = 100
 
 
 class Groups(GroupServiceServicer):
@@ -49,6 +62,7 @@ class Groups(GroupServiceServicer):
     async def AddGroup(self, request: api.AddGroupRequest, context: Context) -> api.AddGroupResponse:
         check_name(request.name)
         check_config(request.config)
+        check_dead_letter_room(request.config, current(), request.channel)
         channel = find_or_add(self._store, request.channel, request.start, "")
         start = await resolve_start(self._reading, channel, request.start, channel.first_offset, "start")
         self._store.check_groups()
@@ -60,33 +74,56 @@ class Groups(GroupServiceServicer):
         settings = GroupSettings.of(request.config)
         group = add_group(channel, request.name, settings, start, lambda error: resolve(done, error))
         await done
-        return api.AddGroupResponse(group=info(group))
+        return api.AddGroupResponse(group=await self._shown(group))
 
     @translated
     async def GetGroup(self, request: api.GetGroupRequest, context: Context) -> api.GetGroupResponse:
-        return api.GetGroupResponse(group=info(self._find(request.channel, request.name)))
+        return api.GetGroupResponse(group=await self._shown(self._find(request.channel, request.name)))
 
     @translated
     async def ListGroups(self, request: api.ListGroupsRequest, context: Context) -> api.ListGroupsResponse:
         size = page_size(request.page_size)
         channel, _, name = decode_token(request.page_token).partition(_BETWEEN)
         groups: list[Group] = []
-        for row in self._channels(request.channel, channel):
-            names = sorted(row.groups or ())
+        async for row in self._channels(request.channel, channel):
             known = row.groups or {}
-            groups += [known[n] for n in names if row.name != channel or n > name]
+            groups += [known[n] for n in sorted(known) if row.name != channel or n > name]
             if len(groups) >= size:
                 break
         page = groups[:size]
         token = encode_token(f"{page[-1].channel.name}{_BETWEEN}{page[-1].name}") if len(page) == size else ""
-        return api.ListGroupsResponse(groups=[info(group) for group in page], next_page_token=token)
+        return api.ListGroupsResponse(groups=await self._all_shown(page), next_page_token=token)
 
-    def _channels(self, only: str, start: str) -> list[Channel]:
+    async def _all_shown(self, groups: list[Group]) -> list[api.GroupInfo]:
+        reads, now = 0, self._store.log.clock()
+        shown = []
+        for number, group in enumerate(groups, 1):
+            age = known_age_us(group, self._reading, now)
+            if age is None and reads < _LIST_READS_MAX:
+                reads += 1
+                age = await age_us(group, self._reading, now)
+            shown.append(info(group, age))
+            if number % _TURN_GROUPS == 0:
+                await asyncio.sleep(0)
+        return shown
+
+    async def _shown(self, group: Group) -> api.GroupInfo:
+        return info(group, await age_us(group, self._reading, self._store.log.clock()))
+
+    async def _channels(self, only: str, start: str) -> AsyncIterator[Channel]:
+        """The channels with groups that the caller may consume: one, or all from `start` on, by name."""
+        caller = current()
         if only:
-            return [self._store.find(only)]
-        led = (group.channel for group in self._store.groups() if self._store.leads(group.channel.shard.number))
-        with_groups = {channel.name: channel for channel in led}
-        return [with_groups[name] for name in sorted(with_groups) if name >= start]
+            caller.require(Verb.CONSUME, only)
+            yield self._store.find(only)
+            return
+        grouped = {group.channel.name: group.channel for group in self._store.groups()}
+        for number, name in enumerate(sorted(name for name in grouped if name >= start), 1):
+            channel = grouped[name]
+            if self._store.leads(channel.shard.number) and caller.may(Verb.CONSUME, name):
+                yield channel
+            if number % TURN_CHANNELS == 0:
+                await asyncio.sleep(0)
 
     @translated
     async def SeekGroup(self, request: api.SeekGroupRequest, context: Context) -> api.SeekGroupResponse:
@@ -97,7 +134,33 @@ class Groups(GroupServiceServicer):
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         seek_group(group, max(offset, group.channel.first_offset), lambda error: resolve(done, error))
         await done
-        return api.SeekGroupResponse(group=info(group))
+        return api.SeekGroupResponse(group=await self._shown(group))
+
+    @translated
+    async def SetGroup(self, request: api.SetGroupRequest, context: Context) -> api.SetGroupResponse:
+        group = self._find(request.channel, request.name)
+        check_config(request.config)
+        if request.config.mode not in (0, group.settings.message().mode):
+            raise InvalidRequest.of("config.mode", "is fixed when the group is made; make another group")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        set_group(group, request.config, lambda error: resolve(done, error))
+        await done
+        return api.SetGroupResponse(group=await self._shown(group))
+
+    @translated
+    async def PauseGroup(self, request: api.PauseGroupRequest, context: Context) -> api.PauseGroupResponse:
+        return api.PauseGroupResponse(group=await self._pause(request.channel, request.name, True))
+
+    @translated
+    async def ResumeGroup(self, request: api.ResumeGroupRequest, context: Context) -> api.ResumeGroupResponse:
+        return api.ResumeGroupResponse(group=await self._pause(request.channel, request.name, False))
+
+    async def _pause(self, channel: str, name: str, paused: bool) -> api.GroupInfo:
+        group = self._find(channel, name)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        pause_group(group, paused, lambda error: resolve(done, error))
+        await done
+        return await self._shown(group)
 
     @translated
     async def DeleteGroup(self, request: api.DeleteGroupRequest, context: Context) -> api.DeleteGroupResponse:
@@ -155,8 +218,8 @@ def check_name(name: str, field: str = "name") -> None:
 
 def check_config(config: api.GroupConfig) -> None:
     """Raises InvalidRequest naming the field."""
-    if config.mode not in (api.GroupMode.GROUP_MODE_UNSPECIFIED, api.GroupMode.GROUP_MODE_SHARED):
-        raise InvalidRequest.of("config.mode", f"is {config.mode}, allowed is GROUP_MODE_SHARED (1)")
+    if config.mode not in GroupMode.values():
+        raise InvalidRequest.of("config.mode", f"is {config.mode}, allowed are {modes_allowed()}")
     if config.HasField("ack_deadline_ms") and not ACK_DEADLINE_MS_MIN <= config.ack_deadline_ms <= ACK_DEADLINE_MS_MAX:
         raise InvalidRequest.of(
             "config.ack_deadline_ms",
@@ -166,11 +229,30 @@ def check_config(config: api.GroupConfig) -> None:
         raise InvalidRequest.of(
             "config.max_in_flight", f"is {config.max_in_flight}, allowed are 1 to {MAX_IN_FLIGHT_MAX}"
         )
+    check_retry(config)
 
 
-def info(group: Group) -> api.GroupInfo:
-    """A group as the API shows it."""
-    core, end = group.core, group.channel.end_offset
+def check_dead_letter_room(config: api.GroupConfig, caller: Caller, channel: str) -> None:
+    """Raises PermissionDenied where a group would keep more than by default, and the caller may not manage the channel.
+
+    Whoever consumes may make a group, and a group's dead letters take disk that the channel's own retention does not
+    bound.
+    """
+    settings = GroupSettings.of(config)
+    for field, value, default in (
+        ("dead_letter_bytes", settings.dead_letter_bytes, DEAD_LETTER_BYTES),
+        ("dead_letter_age_ms", settings.dead_letter_age_ms, DEAD_LETTER_AGE_MS),
+    ):
+        if not 0 < value <= default and not caller.may(Verb.MANAGE, channel):
+            denial = caller.denial(Verb.MANAGE, channel)
+            what = "0, without bound" if not value else f"{value}, above the default"
+            message = f"config.{field}: is {what}; that needs manage, and 1 to {default} do not ({denial.message})"
+            raise PermissionDenied(message, metadata=denial.metadata)
+
+
+def info(group: Group, age_us: int | None = None) -> api.GroupInfo:
+    """A group as the API shows it; `age_us` of its oldest unsettled message, None when that is not known."""
+    core, end, box = group.core, group.channel.end_offset, box_of(group)
     return api.GroupInfo(
         channel=group.channel.name,
         name=group.name,
@@ -182,8 +264,16 @@ def info(group: Group) -> api.GroupInfo:
         to_redeliver=core.to_redeliver,
         rejected=core.rejected,
         members=[
-            api.GroupMember(consumer=member.consumer, in_flight=core.in_flight_of(number))
+            api.GroupMember(
+                consumer=member.consumer, in_flight=core.in_flight_of(number), active=group.is_active(number)
+            )
             for number, member in group.members.items()
         ],
         created_time_us=group.created_time_us,
+        dead_letters=count_letters(group),
+        dead_letter_bytes=box.stored_bytes if box is not None else 0,
+        next_dead_letter=box.end_offset if box is not None else 0,
+        paused=group.paused,
+        lag_bytes=lag_bytes(group),
+        lag_ms=None if age_us is None else age_us // 1000,
     )

@@ -38,6 +38,7 @@ def members(view: View) -> list[api.Member]:
             replica_count=holds[node],
             in_sync_count=counts[node],
             controller=node == view.controller,
+            host=ref.host,
         )
         for node, ref in sorted(view.nodes.items())
     ]

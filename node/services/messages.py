@@ -5,6 +5,8 @@ from typing import Any
 import grpc
 
 from ringpost.node.errors import InvalidRequest, OutOfRange
+from ringpost.node.services.explain import explained
+from ringpost.node.services.groups import check_name
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
@@ -48,6 +50,13 @@ class Messages(MessageServiceServicer):
                 metadata={"first_offset": str(channel.first_offset), "end_offset": str(channel.end_offset)},
             )
         return response
+
+    @translated
+    async def ExplainMessage(self, request: api.ExplainMessageRequest, context: Context) -> api.ExplainMessageResponse:
+        self._store.find(request.channel)
+        if request.group:
+            check_name(request.group, "group")
+        return await explained(self._store, self._reading, request.channel, request.offset, request.group)
 
     async def _read(self, channel: Channel, offset: int, wanted: int, response: api.GetMessagesResponse) -> None:
         size = 0

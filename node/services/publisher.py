@@ -9,23 +9,34 @@ from google.protobuf.message import DecodeError
 
 from ringpost.internal.v1 import envelope_pb2 as envelope
 from ringpost.node import status
+from ringpost.node.access.access import Access
+from ringpost.node.access.caller import Caller
+from ringpost.node.access.grants import Verb
+from ringpost.node.arrivals import Arrivals, as_stream
 from ringpost.node.delivery.encode import varint
 from ringpost.node.errors import Exhausted, InvalidRequest, Precondition, RingpostError, Unavailable
 from ringpost.node.routing.lane import Answer, Lane, Reply
 from ringpost.node.routing.lanes import Lanes
 from ringpost.node.services.publish_session import ForwardedSession, PublishLimits, PublishSession
+from ringpost.node.services.refusals import ABOUT_THE_LOG, SureRefusals
 from ringpost.node.services.stream import RawContext, StreamGate, serve
 from ringpost.node.shard import batch as batches
-from ringpost.node.shard.shard import Publish, PublishReply, Stored
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.shard import Publish, PublishReply, Stored, check_expected
 from ringpost.node.shard.store import Store
+from ringpost.node.tls import peer_name
+from ringpost.node.tracing import OFF, Tracing, is_sampled
 from ringpost.v1.common_pb2 import Durability
 from ringpost.v1.publish_pb2 import PublishResponse
 
 SERVICE = "ringpost.v1.PublisherService"
+METHOD = f"/{SERVICE}/Publish"
+STREAM_METHOD = f"/{SERVICE}/PublishStream"
 PEER_STREAMS_MAX = 10_000
 PEER_STREAM_BATCHES = 4_096
 PEER_STREAM_BYTES = 64 << 20
 _BUSY_RETRY_MS = 100
+_DURABILITIES = frozenset(Durability.values())
 _PUBLISH = b"\x12"  # PublishStreamRequest.publish, length-delimited
 
 
@@ -43,15 +54,29 @@ class PublishCounters:
 class Publisher:
     """One a node."""
 
-    def __init__(self, store: Store, limits: PublishLimits, gate: StreamGate, *, node: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        limits: PublishLimits,
+        gate: StreamGate,
+        *,
+        node: str,
+        access: Access | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        """`access` None: everybody may publish everywhere."""
         self.store = store
+        self.access = access or Access("")
+        self.tracing = tracing or OFF
         self.gate = gate
         self.limits = limits
+        self.arrivals = Arrivals()
         self.node = node
         self.lanes: Lanes | None = None  # set where there are other nodes
         self.peer_gate = StreamGate(PEER_STREAMS_MAX)
         self.peer_limits = PublishLimits(PEER_STREAM_BATCHES, PEER_STREAM_BYTES, limits.node_bytes)
         self.counters = PublishCounters()
+        self._refusals: SureRefusals | None = None  # made by the first, in a cluster
         self.sessions: set[PublishSession] = set()
         self.draining = False
         self._held_up = False  # a stream waits for the journal
@@ -61,7 +86,7 @@ class Publisher:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Publish": grpc.unary_unary_rpc_method_handler(self.publish),
+                "Publish": as_stream(self.publish),
                 "PublishStream": grpc.stream_stream_rpc_method_handler(self.publish_stream),
             },
         )
@@ -78,18 +103,23 @@ class Publisher:
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
-    async def publish(self, message: bytes, context: RawContext) -> bytes:
-        """The unary call."""
+    async def publish(self, context: RawContext) -> bytes:
+        """The unary call. Who calls is looked at before the request is read; see `node.arrivals`."""
         try:
-            return await self._publish(message, self.lanes)
+            caller = await self.access.authenticate(context, METHOD)
+            message = await self.arrivals.request(context)
+            return await self._publish(message, self.lanes, caller, context.peer())
+        except grpc.aio.AbortError:
+            raise
         except Exception as error:
             await status.abort(context, error)
 
-    async def _publish(self, message: bytes, lanes: Lanes | None) -> bytes:
+    async def _publish(self, message: bytes, lanes: Lanes | None, caller: Caller, peer: str) -> bytes:
         request = _parsed(message)
+        self._admit(caller, peer, request)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        def reply(outcome: Answer) -> None:
+        def answered(outcome: Answer) -> None:
             if future.done():
                 return
             if isinstance(outcome, RingpostError):
@@ -97,25 +127,46 @@ class Publisher:
             else:
                 future.set_result(outcome)
 
+        reply: Reply = answered
+        if request.traceparent and self.tracing.on and is_sampled(request.traceparent):
+            reply = self.tracing.publish(request, answered)
         lane = None if lanes is None else lanes.lane_for(request.channel)
         if self.journal_full or (lane is not None and lanes is not None and lanes.full(lane)):
             raise Exhausted("the node is busy, nothing was appended", retry_after_ms=_BUSY_RETRY_MS)
         if lanes is None:
             self.accept(request, reply)
         else:
-            self.route(lanes, lane, _as_command(message), request, reply)
+            self.route(lanes, lane, _as_command(message), request, reply, caller)
         answer = await future
         assert not isinstance(answer, RingpostError), "errors are raised"
         return self.response(answer).SerializeToString()
 
+    def _admit(self, caller: Caller, peer: str, request: envelope.PublishRequest) -> None:
+        """Raises PermissionDenied and Exhausted."""
+        try:
+            caller.require(Verb.PUBLISH, request.channel)
+        except RingpostError as error:
+            self.access.note_denial(error, caller=caller.name, method=METHOD, peer=peer)
+            raise
+        if caller.usage.limited:
+            now = asyncio.get_running_loop().time()
+            caller.usage.check_rate(now)
+            caller.usage.publish(batches.entries(request.batch, request.count), len(request.batch), now)
+
     def route(
-        self, lanes: Lanes, lane: Lane | None, payload: bytes, request: envelope.PublishRequest, reply: Reply
+        self,
+        lanes: Lanes,
+        lane: Lane | None,
+        payload: bytes,
+        request: envelope.PublishRequest,
+        reply: Reply,
+        caller: Caller,
     ) -> None:
         """Takes a batch here, or the way that `lanes` named for it; `reply` is called once."""
         if lane is not None:
-            lanes.submit(lane, payload, request, reply)
+            lanes.submit(lane, payload, request, reply, caller)
             return
-        guarded = lanes.guarded(payload, reply)
+        guarded = lanes.guarded(payload, reply, caller)
         try:
             self.accept(request, guarded)
         except Exception as error:
@@ -129,17 +180,25 @@ class Publisher:
             router = self.lanes.router
             if not router.here(router.shard(request.channel)):
                 raise router.refusal(router.shard(request.channel))
-            return await self._publish(message, None)
+            peer = peer_name(context)
+            return await self._publish(message, None, await self.access.authenticate(context, METHOD, peer), peer)
         except Exception as error:
             await status.abort(context, error)
 
     async def publish_stream(self, _requests: object, context: RawContext) -> None:
         """The stream."""
-        await serve(context, self.gate, lambda: PublishSession(self, self.limits))
+        peer = context.peer()
+        await serve(
+            *(context, STREAM_METHOD, self.gate, self.access),
+            lambda caller: PublishSession(self, self.limits, caller, peer),
+        )
 
     async def forwarded_stream(self, _requests: object, context: RawContext) -> None:
         """The stream of another node, which has its own bound on what it sends."""
-        await serve(context, self.peer_gate, lambda: ForwardedSession(self, self.peer_limits))
+        peer = peer_name(context)
+        await serve(
+            context, STREAM_METHOD, self.peer_gate, None, lambda _: ForwardedSession(self, self.peer_limits, peer)
+        )
 
     @property
     def journal_full(self) -> bool:
@@ -162,12 +221,19 @@ class Publisher:
             session.made_room()
 
     def accept(self, request: envelope.PublishRequest, reply: PublishReply) -> None:
-        """Checks and appends one batch; raises the definite errors, else calls `reply` once."""
+        """Checks and appends one batch; raises the definite errors, else calls `reply` once.
+
+        In a cluster what says where the log stands (`ABOUT_THE_LOG`) is not raised but told, once it surely holds.
+        """
         try:
             self._accept(request, reply)
         except RingpostError as error:
             self.counters.refused[error.reason] += 1
-            raise
+            if error.reason not in ABOUT_THE_LOG or self.lanes is None:
+                raise
+            router = self.lanes.router
+            self._refusals = self._refusals or SureRefusals(router)
+            self._refusals.tell(self.store.shards[router.shard(request.channel)], error, reply)
 
     def _accept(self, request: envelope.PublishRequest, reply: PublishReply) -> None:
         store = self.store
@@ -191,7 +257,7 @@ class Publisher:
             messages_max=store.limits.max_batch_messages,
         )
         durability = request.durability or Durability.DURABILITY_QUORUM
-        if durability not in Durability.values():
+        if durability not in _DURABILITIES:
             raise InvalidRequest.of("durability", f"is {durability}, allowed are MEMORY (1), LEADER (2), QUORUM (3)")
         store.check_disk()
         if known is None and request.producer_id and request.first_sequence:
@@ -199,6 +265,10 @@ class Publisher:
                 f"first_sequence: {request.first_sequence} on a channel that does not exist; begin at 0",
                 reason="UNKNOWN_PRODUCER",
             )
+        expected = request.expected_offset if request.HasField("expected_offset") else None
+        if known is None and expected:
+            store.check_addable(name)
+            check_expected(expected, 0)
         channel = store.find_or_add(name)
         publish = Publish(
             batch,
@@ -208,8 +278,9 @@ class Publisher:
             request.producer_id,
             request.producer_epoch,
             request.first_sequence,
+            expected,
         )
-        appended = channel.shard.publish(channel, publish, reply)
+        appended = self._append(channel, publish, request, reply)
         counters = self.counters
         if not appended:
             counters.duplicates += 1
@@ -217,6 +288,23 @@ class Publisher:
         counters.batches += 1
         counters.messages += count
         counters.bytes += len(batch)
+
+    def _append(
+        self, channel: Channel, publish: Publish, request: envelope.PublishRequest, reply: PublishReply
+    ) -> bool:
+        """False when it is stored already."""
+        if not (request.traceparent and self.tracing.on and is_sampled(request.traceparent)):
+            return channel.shard.publish(channel, publish, reply)
+        span, offset = self.tracing.store(request), channel.next_offset
+        try:
+            appended = channel.shard.publish(channel, publish, span.around(reply))
+        except Exception as error:
+            span.end(error)
+            raise
+        if appended:
+            shard = channel.shard
+            self.tracing.stored(span, channel.name, offset, publish.count, shard.number, shard.position)
+        return appended
 
     def response(self, stored: Stored | PublishResponse) -> PublishResponse:
         """What a client is told of a stored batch: by this node, or by the leader that took it."""
@@ -233,6 +321,11 @@ class Publisher:
             owner=self.node,
             epoch=stored.epoch,
         )
+
+    def check_access(self) -> None:
+        """Streams whose tokens do not count any more end. To be called about every half second."""
+        for session in tuple(self.sessions):
+            session.check_access(self.access)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,13 @@ from typing import Protocol
 
 from ringpost.internal.v1.record_pb2 import ChannelRecord, GroupRecord, SettleRecord, TrimRecord
 from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, Header
-from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.group import Group, GroupSettings, decode_settle, new_core
+from ringpost.node.shard.boxes import add_box, bury_frame, change_letters
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.channel_state import ChannelState, limits_of
+from ringpost.node.shard.configure import apply_settings
+from ringpost.node.shard.group import Group, GroupSettings, apply_seek, new_core
 from ringpost.node.shard.producers import ProducerTable
+from ringpost.node.shard.settle_codec import decode_settle
 from ringpost.node.shard.shard import Shard, apply_delete, apply_trim
 
 
@@ -43,7 +47,7 @@ def apply_frame(shard: Shard, header: Header, address: int, body: bytes | memory
     """Applies a frame whose place in the chain was checked; what is wrong with it, or None."""
     kind = header.type
     if kind == FrameType.DATA:
-        return _apply_data(shard, header, address)
+        return _apply_data(shard, header, address, body)
     if kind == FrameType.EPOCH_START:
         return None
     if kind == FrameType.CONFIG:
@@ -55,6 +59,8 @@ def apply_frame(shard: Shard, header: Header, address: int, body: bytes | memory
         first = TrimRecord.FromString(bytes(body)).first_offset
         channel.trim_to = max(channel.trim_to, first)
         apply_trim(channel, first)
+    elif kind == FrameType.REPEAT:
+        _apply_numbers(channel, header)
     elif kind == FrameType.GROUP:
         _apply_group(channel, header, GroupRecord.FromString(bytes(body)))
     elif kind == FrameType.SETTLE:
@@ -67,7 +73,7 @@ def apply_frame(shard: Shard, header: Header, address: int, body: bytes | memory
     return None
 
 
-def _apply_data(shard: Shard, header: Header, address: int) -> str | None:
+def _apply_data(shard: Shard, header: Header, address: int, body: bytes | memoryview) -> str | None:
     channel = shard.channels.get(header.channel)
     if channel is None:
         return f"position {header.position} is for channel {header.channel}, which does not exist"
@@ -78,25 +84,37 @@ def _apply_data(shard: Shard, header: Header, address: int) -> str | None:
     channel.stored_bytes += length
     channel.next_offset = channel.end_offset = header.base_offset + header.count
     shard.log.ledger.add(address, length)
+    if channel.limits.dedup_window_ms:
+        channel.apply_ids(header.time_us, header.base_offset, bytes(body))
+    if channel.box_of:
+        bury_frame(channel, header.base_offset, body)
     if header.producer:
-        if channel.producers is None:
-            channel.producers = ProducerTable()
-        channel.producers.stored(
-            header.producer,
-            header.producer_epoch,
-            header.base_sequence,
-            header.count,
-            header.base_offset,
-            header.time_us,
-        )
+        _apply_numbers(channel, header)
     return None
 
 
+def _apply_numbers(channel: Channel, header: Header) -> None:
+    """A producer's batch is stored at the base offset, now or before."""
+    if channel.producers is None:
+        channel.producers = ProducerTable()
+    channel.producers.stored(
+        header.producer,
+        header.producer_epoch,
+        header.base_sequence,
+        header.count,
+        header.base_offset,
+        header.time_us,
+    )
+
+
 def _apply_config(shard: Shard, header: Header, record: ChannelRecord, catalog: Catalog) -> str | None:
-    limits = ChannelLimits().changed(record.config)
+    limits = limits_of(record.config)
     if record.channel == 0:
-        channel = Channel(shard, header.position, record.name, limits, header.time_us)
+        channel = Channel(shard, header.position, record.name, ChannelState(limits, header.time_us))
         shard.channels[channel.number] = channel
+        if record.box_of:
+            channel.box_of = record.box_of
+            add_box(channel)
         catalog.include(channel)
         return None
     known = shard.channels.get(record.channel)
@@ -106,7 +124,8 @@ def _apply_config(shard: Shard, header: Header, record: ChannelRecord, catalog: 
         catalog.exclude(known)
         apply_delete(known)
     else:
-        known.limits = known.next_limits = limits
+        known.apply_limits(limits)
+        known.next_limits = limits
         catalog.note_limits(known)
     return None
 
@@ -116,9 +135,19 @@ def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
     change = record.WhichOneof("change")
     if change == "deleted":
         channel.drop_group(record.name)
+        box = channel.shard.boxes.get((channel.number, record.name))
+        if box is not None:
+            apply_delete(box)
     elif change == "create_at" and group is None:
         settings = GroupSettings.of(record.config)
         core = new_core(settings, max(record.create_at, channel.first_offset))
         channel.add_group(Group(channel, record.name, settings, core, header.time_us, header.position))
     elif change == "seek_to" and group is not None:
-        group.core.seek(max(record.seek_to, channel.first_offset))
+        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to)
+    elif change == "configured" and group is not None:
+        group.next_settings = GroupSettings.of(record.config)
+        apply_settings(group, group.next_settings)
+    elif change == "letters" and group is not None:
+        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters)
+    elif change == "paused" and group is not None:
+        group.paused = record.paused

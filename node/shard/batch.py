@@ -102,6 +102,21 @@ def _entry_head(entry_size: int) -> int:
     return head
 
 
+def entries(batch: bytes, count: int) -> int:
+    """How many messages the batch has: `count`, or if that is 0 as many as can be told of one not yet checked."""
+    if count:
+        return count
+    try:
+        return max(1, len(boundaries(batch)) - 1)
+    except (ValueError, IndexError, OverflowError):
+        return 1
+
+
+def message_keys(batch: bytes) -> list[int]:
+    """A number for the key of each message of a valid batch: a hash that this process alone gives, 0 without a key."""
+    return [(hash(key) or 1) if (key := message.key) else 0 for message in Batch.FromString(batch).messages]
+
+
 def boundaries(batch: bytes) -> "array[int]":
     """Where each entry begins, and the end: count + 1 numbers. Raises ValueError unless it is made of plain entries."""
     bounds = array("I", (0,))

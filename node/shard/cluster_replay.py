@@ -6,7 +6,7 @@ for a leader to say. Local records begin, restore, cut and end this directory's 
 
 from collections.abc import Iterable, Sequence
 
-from ringpost.internal.v1.record_pb2 import ReplicaRecord, ShardSnapshot
+from ringpost.internal.v1.record_pb2 import ChannelTrim, ReplicaRecord, ShardSnapshot
 from ringpost.node.journal.frame import (
     FLAG_LOCAL,
     FLAG_RESTORED,
@@ -19,9 +19,9 @@ from ringpost.node.journal.frame import (
 )
 from ringpost.node.replication.epochs import EpochCache
 from ringpost.node.shard.positions import Positions
-from ringpost.node.shard.replay import Damaged, Replay, load_channel
+from ringpost.node.shard.replay import Damaged, Replay, load_channels
 from ringpost.node.shard.replicated import ReplicatedLog
-from ringpost.node.shard.shard import Shard
+from ringpost.node.shard.shard import Shard, apply_trim
 from ringpost.node.shard.store import Store
 
 
@@ -32,6 +32,7 @@ class Restoring:
         self.shard = Shard(shard.number, shard.log, node=shard.node, clustered=True)
         self.replica_id = replica_id
         self.frames = 0
+        self._jumps: dict[int, int] = {}  # channel → offset before which some were not sent
         load_shard(self.shard, snapshot, replica_id)
         for channel in self.shard.channels.values():
             channel.next_offset = channel.first_offset
@@ -42,12 +43,12 @@ class Restoring:
         if channel is None or header.type != FrameType.DATA:
             return f"a restored frame is for channel {header.channel}, which the snapshot does not have"
         end = header.base_offset + header.count
-        if len(channel.index):
-            fits = header.base_offset == channel.next_offset
-        else:
-            fits = header.base_offset <= channel.first_offset < end
+        expected = channel.next_offset if len(channel.index) else channel.first_offset
+        fits = header.base_offset >= expected if len(channel.index) else end > expected
         if not fits or end > channel.end_offset:
             return f"restored offset {header.base_offset} of channel {channel.name!r} does not fit"
+        if header.base_offset > expected:
+            self._jumps[channel.number] = header.base_offset
         length = FRAME_OVERHEAD + header.body_length
         channel.index.append(header.base_offset, address, length)
         channel.stored_bytes += length
@@ -56,10 +57,19 @@ class Restoring:
         self.frames += 1
         return None
 
-    def finish(self, frames: int) -> str | None:
-        """It is complete, with so many frames; what is wrong with it, or None."""
+    def finish(self, frames: int, trims: Iterable[ChannelTrim]) -> str | None:
+        """It is complete, with so many frames, but for what was trimmed meanwhile; what is wrong with it, or None."""
         if frames != self.frames:
             return f"a snapshot of {frames} frames came with {self.frames}"
+        for trim in trims:
+            trimmed = self.shard.channels.get(trim.channel)
+            if trimmed is None or trim.first_offset > trimmed.end_offset:
+                return f"the snapshot of channel {trim.channel} cannot begin at {trim.first_offset}"
+            apply_trim(trimmed, trim.first_offset)
+        for number, offset in self._jumps.items():
+            channel = self.shard.channels[number]
+            if channel.first_offset < offset:
+                return f"the snapshot of channel {channel.name!r} lacks what is before {offset}"
         for channel in self.shard.channels.values():
             if channel.next_offset != channel.end_offset and channel.first_offset < channel.end_offset:
                 return f"the snapshot of channel {channel.name!r} ends at {channel.next_offset}"
@@ -76,9 +86,7 @@ def load_shard(shard: Shard, snapshot: ShardSnapshot, replica_id: str) -> None:
     shard.replicated = replicated = ReplicatedLog(shard, replica_id)
     flat = snapshot.epochs
     replicated.epochs = EpochCache((flat[at], flat[at + 1]) for at in range(0, len(flat), 2))
-    for row in snapshot.channels:
-        channel = load_channel(shard, row)
-        shard.channels[channel.number] = channel
+    load_channels(shard, snapshot)
 
 
 def clear_shard(shard: Shard) -> None:
@@ -86,11 +94,13 @@ def clear_shard(shard: Shard) -> None:
     ledger = shard.log.ledger
     for channel in shard.channels.values():
         channel.removed = True
-        for segment, length in channel.index.bytes_by_segment().items():
+        for segment, length in channel.peek_index().bytes_by_segment().items():
             ledger.drop_bytes(segment, length)
     shard.channels = {}
     shard.leaving_groups = set()
     shard.group_count = 0
+    shard.grouped = {}
+    shard.boxes = {}
     shard.epoch = shard.started_epoch = shard.session = 0
     shard.position = shard.committed = 0
     shard.last_crc = shard.committed_crc = 0
@@ -104,6 +114,8 @@ def adopt(shard: Shard, other: Shard) -> None:
         setattr(shard, name, getattr(other, name))
     shard.channels = other.channels
     shard.group_count = other.group_count
+    shard.grouped = other.grouped
+    shard.boxes = other.boxes
     for channel in shard.channels.values():
         channel.shard = shard
     shard.replicated = other.replicated
@@ -131,7 +143,7 @@ class ClusterReplay(Replay):
             self._known[shard.number] = snapshot.position
 
     def visit(self, header: Header, address: int, body: bytes | memoryview, body_ok: bool) -> None:
-        self.frames += 1
+        self._count()
         shard = self._shard_of(header, address)
         if header.flags & FLAG_REWRITTEN:
             self._commit(shard, header.committed)
@@ -212,7 +224,7 @@ class ClusterReplay(Replay):
         elif step == "restored":
             restoring = self.restoring.pop(shard.number, None)
             if restoring is not None:
-                problem = restoring.finish(record.restored)
+                problem = restoring.finish(record.restored, record.trims)
                 if problem is not None:
                     self._quarantine(shard, address, problem)
                     return

@@ -15,7 +15,7 @@ def start_serving(store: Store, shard: Shard) -> None:
     replicated.serving = True
     store.include_shard(shard)
     now = shard.log.clock()
-    for channel in shard.channels.values():
+    for channel in shard.grouped.values():
         for group in (channel.groups or {}).values():
             group.arm(now)
 
@@ -43,7 +43,7 @@ def stop_leading(store: Store, shard: Shard, leader: str) -> None:
     replicated.fail_tail(error)
     replicated.serving = False
     store.exclude_shard(shard)
-    for channel in shard.channels.values():
+    for channel in shard.grouped.values():
         for group in (channel.groups or {}).values():
             group.retire(error)
     _back_to_committed(shard, replicated)

@@ -10,9 +10,11 @@ from ringpost.node.journal.cache import TailCache
 from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, encode_header, header_crc_of
 from ringpost.node.journal.pending import JournalFailed
 from ringpost.node.journal.reclaim import SegmentLedger
+from ringpost.node.shard.burial import Burials
 from ringpost.node.shard.commits import Action, Commits, Waiting
 from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.settlements import Settlements
+from ringpost.node.shard.warm import Warm
 
 if TYPE_CHECKING:
     from ringpost.node.shard.shard import Shard
@@ -57,6 +59,8 @@ class Log:
         self.commits = Commits()
         self.deadlines = deadlines
         self.settlements = settlements
+        self.warm = Warm()
+        self.burials = Burials()
 
     def append(
         self,

@@ -70,6 +70,11 @@ class ProducerTable:
     def __len__(self) -> int:
         return len(self._producers)
 
+    @property
+    def settled(self) -> bool:
+        """Whether all batches that count are committed, as far as that matters to the table."""
+        return not self._ahead
+
     def check(self, producer: int, epoch: int, first: int, count: int, now_us: int) -> int | None:
         """None: a new batch, append it. A number: it is stored already and begins at that offset.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from ringpost.node.errors import DataLoss, OutOfRange
+from ringpost.node.errors import DataLoss, OutOfRange, Unavailable
 from ringpost.node.journal.cache import CachedFrame, TailCache
 from ringpost.node.journal.frame import FrameDamaged
 from ringpost.node.journal.index import Row
@@ -23,6 +23,8 @@ class Reading:
         self._cold = TailCache(COLD_CACHE_BYTES)
         self._fetch = fetch
         self._damaged = damaged
+        # Whether damage that was found is mended: by a whole copy on another node, which takes over soon.
+        self.mends: Callable[[Channel, str], bool] = lambda *_: False
 
     def cached(self, address: int) -> CachedFrame | None:
         """A frame that is in memory."""
@@ -34,6 +36,8 @@ class Reading:
             frames = await self._fetch(channel, [(row.address, row.length) for row in rows])
         except FrameDamaged as error:
             self._damaged(channel, str(error))
+            if self.mends(channel, str(error)):
+                raise _mended(channel) from error
             raise DataLoss(
                 f"channel {channel.name!r}: stored messages from offset {rows[0].base} on are damaged: {error}",
                 metadata={"channel": channel.name, "offset": str(rows[0].base)},
@@ -101,6 +105,12 @@ class Reading:
             else:
                 high = middle
         return low
+
+
+def _mended(channel: Channel) -> Unavailable:
+    return Unavailable(
+        f"channel {channel.name!r}: this node's copy is damaged; another node takes over", retry_after_ms=500
+    )
 
 
 def lost(channel: Channel, row: Row) -> DataLoss:

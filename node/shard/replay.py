@@ -7,19 +7,22 @@ not applied and it serves nothing. Nothing is ever skipped silently.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from ringpost.internal.v1.record_pb2 import ChannelSnapshot, GroupSnapshot, ShardSnapshot
-from ringpost.node.groups.changes import Retry
-from ringpost.node.groups.core import GroupCore
-from ringpost.node.groups.ranges import pairs
+from ringpost.internal.v1.record_pb2 import GroupSnapshot, ShardSnapshot
+from ringpost.node.groups.ranges import RangeSet, pairs
+from ringpost.node.groups.voids import Voids
 from ringpost.node.journal.checkpoint import CheckpointDamaged
 from ringpost.node.journal.frame import FLAG_REWRITTEN, Header
-from ringpost.node.journal.index import FrameIndex
+from ringpost.node.journal.index import live_bytes
 from ringpost.node.shard.apply import apply_frame
-from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.group import Group, GroupSettings
-from ringpost.node.shard.producers import Producer, ProducerTable, Run
+from ringpost.node.shard.boxes import add_box
+from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.channel_state import pack, state_of
+from ringpost.node.shard.group import Group, GroupSettings, new_core
+from ringpost.node.shard.settle_codec import retry_of
 from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.store import Store
+
+_COOL_EVERY = 1_024  # frames
 
 
 class Damaged(Protocol):
@@ -58,16 +61,15 @@ class Replay:
         shard.last_crc = shard.committed_crc = snapshot.last_crc
         shard.epoch = shard.started_epoch = snapshot.epoch
         shard.last_time_us = snapshot.last_time_us
-        for row in snapshot.channels:
-            channel = load_channel(shard, row)
-            shard.channels[channel.number] = channel
+        load_channels(shard, snapshot)
+        for channel in shard.channels.values():
             self._store.include(channel)
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
     def visit(self, header: Header, address: int, body: bytes | memoryview, body_ok: bool) -> None:
         """One frame, in the order of the journal."""
-        self.frames += 1
+        self._count()
         shard = self._shard_of(header, address)
         if header.flags & FLAG_REWRITTEN:
             self._moved(shard, header, address, body_ok)
@@ -89,6 +91,12 @@ class Replay:
         shard.started_epoch = shard.epoch = header.epoch
         shard.last_time_us = max(shard.last_time_us, header.time_us)
         self._last_address[shard.number] = address
+
+    def _count(self) -> None:
+        """Now and then packs channels, so that the memory of a start is no greater than later."""
+        self.frames += 1
+        if not self.frames % _COOL_EVERY:
+            self._store.log.warm.cool(2 * _COOL_EVERY)
 
     def _shard_of(self, header: Header, address: int) -> Shard:
         if header.shard >= len(self._store.shards):
@@ -153,37 +161,33 @@ class Replay:
         return [shard for shard in self._store.shards if shard.quarantined]
 
 
-def load_channel(shard: Shard, row: ChannelSnapshot) -> Channel:
-    """A channel from its snapshot; counts its frames as live."""
-    channel = Channel(shard, row.channel, row.name, ChannelLimits().changed(row.config), row.created_time_us)
-    channel.first_offset = channel.trim_to = row.first_offset
-    channel.next_offset = channel.end_offset = row.end_offset
-    if row.index:
-        channel.index = FrameIndex.from_bytes(row.index)
-        for segment, length in channel.index.bytes_by_segment().items():
-            channel.stored_bytes += length
-            shard.log.ledger.add_bytes(segment, length)
-        channel.lossy = any(True for _ in channel.index.lost_rows())
-    for group in row.groups:
-        channel.add_group(load_group(channel, group))
-    if row.producers:
-        channel.producers = ProducerTable()
-        for producer in row.producers:
-            runs = (Run(*producer.runs[at : at + 3]) for at in range(0, len(producer.runs), 3))
-            state = Producer(producer.epoch, producer.next_sequence, producer.last_time_us, runs)
-            channel.producers.restore(producer.producer, state)
-    return channel
+def load_channels(shard: Shard, snapshot: ShardSnapshot) -> None:
+    """The channels of a snapshot, packed as far as nobody needs them; counts their frames as live."""
+    live, lossy = live_bytes(b"".join([row.index for row in snapshot.channels]))
+    for segment, length in live.items():
+        shard.log.ledger.add_bytes(segment, length)
+    for row in snapshot.channels:
+        plain = not (lossy or row.groups or row.box_of or row.HasField("config"))
+        channel = Channel(shard, row.channel, row.name, pack(row) if plain else state_of(row))
+        shard.channels[channel.number] = channel
+        if row.box_of:
+            add_box(channel)
+        for group in row.groups:
+            channel.add_group(load_group(channel, group))
 
 
 def load_group(channel: Channel, row: GroupSnapshot) -> Group:
     """A group from its snapshot."""
     settings = GroupSettings.of(row.config)
-    core = GroupCore(
-        settled_below=row.settled_below,
-        ack_deadline_us=settings.ack_deadline_ms * 1000,
-        max_in_flight=settings.max_in_flight,
+    core = new_core(
+        settings,
+        row.settled_below,
         settled=pairs(row.settled),
-        retries=[Retry(r.first, r.last, r.attempt, r.not_before_us) for r in row.retries],
+        retries=[retry_of(retry) for retry in row.retries],
         rejected=row.rejected,
     )
-    return Group(channel, row.name, settings, core, row.created_time_us)
+    group = Group(channel, row.name, settings, core, row.created_time_us)
+    group.letters_gone = RangeSet(pairs(row.letters_gone))
+    group.voids = Voids(zip(row.seeks[::2], row.seeks[1::2], strict=True))
+    group.paused = row.paused
+    return group

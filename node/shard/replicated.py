@@ -117,10 +117,16 @@ class ReplicatedLog:
                     self._apply(decode_header(frame.header), frame)
             except Exception as error:  # a fault of ours must not hold up what others wait for
                 log.error("commit.incident", exception=error, shard=shard.number, position=number)
+                self._quarantine(f"the frame at position {number} could not be applied; the log says why")
 
     def _apply(self, header: Header, frame: TailFrame) -> None:
         problem = apply_frame(self.shard, header, frame.address, frame.body, _NOBODY_LOOKS)
-        if problem is not None and not self.shard.quarantined:
+        if problem is not None:
+            self._quarantine(problem)
+
+    def _quarantine(self, problem: str) -> None:
+        """What this copy makes of its log is not what others do."""
+        if not self.shard.quarantined:
             self.shard.quarantined = problem
             log.error("shard.quarantined", shard=self.shard.number, what=problem)
 

@@ -1,8 +1,10 @@
 """Which messages a channel's configuration lets go."""
 
+from ringpost.cluster.names import is_inbox
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.reading import Reading
 
+INBOX_IDLE_US = 3_600_000_000
 _ROWS_PER_PASS = 50_000  # 1 to 2 ms; more frames a second than a channel takes
 
 
@@ -21,6 +23,27 @@ def keep_from_by_size(channel: Channel, rows_max: int = _ROWS_PER_PASS) -> int:
         if count:
             first = max(first, channel.end_of_row(count - 1))
     return first
+
+
+class IdleInboxes:
+    """Finds inboxes whose clients are gone: nobody has been subscribed, and nothing been there, for an hour. Pure."""
+
+    def __init__(self) -> None:
+        self._since: dict[Channel, int] = {}
+
+    def is_over(self, channel: Channel, now_us: int) -> bool:
+        """Whether to remove it. To be asked again and again; what is no inbox never is."""
+        if not is_inbox(channel.name):
+            return False
+        if channel.watchers or channel.groups or channel.first_offset < channel.next_offset:
+            self._since.pop(channel, None)
+            return False
+        return self._since.setdefault(channel, now_us) + INBOX_IDLE_US <= now_us
+
+    def forget_removed(self) -> None:
+        """Drops what is remembered of deleted channels."""
+        for channel in [channel for channel in self._since if channel.removed]:
+            del self._since[channel]
 
 
 class AgeRetention:

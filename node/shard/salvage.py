@@ -60,16 +60,17 @@ class Salvage(Replay):
             shard = self._store.shards[header.shard]
             known = self._loaded.setdefault(shard.number, shard.position)
             if header.type == FrameType.CONFIG and body_ok and header.position > shard.position:
-                self._make_room(ChannelRecord.FromString(bytes(body)))
+                self._make_room(shard, ChannelRecord.FromString(bytes(body)))
             if known < header.position <= shard.position and shard.number in self._gaps:
                 self._note_frame(shard, header, "comes too late")
         super().visit(header, address, body, body_ok)
         if header.type == FrameType.DATA and header.shard < len(self._store.shards):
             self._after_data(self._store.shards[header.shard], header, address, body_ok)
 
-    def _make_room(self, record: ChannelRecord) -> None:
+    def _make_room(self, shard: Shard, record: ChannelRecord) -> None:
         """A channel is made whose name is taken: the frame that deleted the older one is missing."""
-        older = self._store.get(record.name)
+        boxes = (box for box in shard.boxes.values() if box.box_of == record.box_of and box.name == record.name)
+        older = next(boxes, None) if record.box_of else self._store.get(record.name)
         if record.channel == 0 and older is not None:
             self._store.exclude(older)
             apply_delete(older)
@@ -155,6 +156,8 @@ class Salvage(Replay):
 
     def _lost(self, channel: Channel, first: int, last: int, what: str) -> None:
         channel.lossy = True
+        if channel.seen is not None:
+            channel.seen.lose(first, last)
         self._store.lossy.add(channel)
         self._note(Loss(channel.shard.number, channel.name, first, last, what))
 
@@ -167,8 +170,8 @@ class Salvage(Replay):
         """Rows whose frames begin in a stretch of the journal that cannot be read."""
         for segment in range(segment_of(start), segment_of(stop - 1) + 1 if stop > start else 0):
             if self._store.log.ledger.live(segment):
-                for channel in self._store:
-                    rows = [row for rows in channel.index.rows_in_segment(segment) for row in rows]
+                for channel in self._store.all_channels():
+                    rows = [row for rows in channel.peek_index().rows_in_segment(segment) for row in rows]
                     for row in rows:
                         if start <= row.address < stop:
                             self._lose_row(channel, row, what)

@@ -9,12 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ringpost.internal.v1.record_pb2 import ChannelRecord, EpochStart, TrimRecord
-from ringpost.node.errors import DataLoss, NotFound, NotLeader, OutOfRange, RingpostError
+from ringpost.node.errors import DataLoss, NotFound, NotLeader, OutOfRange, Precondition, RingpostError
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.channel_state import ChannelState
+from ringpost.node.shard.committed import batch_committed, batch_replicated, ids_committed, repeat_committed, tell
 from ringpost.node.shard.log import Log, frame_length
 from ringpost.node.shard.producers import ProducerTable
+from ringpost.node.shard.seen_ids import SeenIds, ids_of
 from ringpost.v1.common_pb2 import Durability
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Stored(NamedTuple):
 
 
 class Publish(NamedTuple):
-    """A checked batch. `producer` 0: not idempotent."""
+    """A checked batch. `producer` 0: not idempotent. `expected_offset` None: append it wherever it falls."""
 
     batch: bytes
     count: int  # type: ignore[assignment]  # tuple has a method of this name
@@ -45,9 +48,11 @@ class Publish(NamedTuple):
     producer: int = 0
     producer_epoch: int = 0
     first_sequence: int = 0
+    expected_offset: int | None = None
 
 
 NOT_LEADER_RETRY_MS = 50
+_NOTHING_SEEN = SeenIds()
 AtDurable = Callable[[RingpostError | None], None]
 PublishReply = Callable[[Stored | RingpostError], None]
 Done = Callable[[RingpostError | None], None]
@@ -72,6 +77,8 @@ class Shard:
         self.last_time_us = 0
         self.channels: dict[int, Channel] = {}
         self.group_count = 0
+        self.grouped: dict[int, Channel] = {}  # those that have groups, by number
+        self.boxes: dict[tuple[int, str], Channel] = {}  # for dead letters, by channel number and group
         self.leaving_groups: set[Group] = set()  # deleted by a frame that is not committed
         self.quarantined = ""
         self.replicated: ReplicatedLog | None = None  # in a cluster, where this node has a copy
@@ -121,7 +128,7 @@ class Shard:
         if self.started_epoch != self.epoch:
             self.started_epoch = self.epoch
             body = EpochStart(leader=self.node, session=self.session).SerializeToString()
-            self.log.append(self, FrameType.EPOCH_START, body, _nothing, time_us=now)
+            self.log.append(self, FrameType.EPOCH_START, body, ignore, time_us=now)
         return now
 
     def ready_for(self, channel: Channel) -> int:
@@ -145,9 +152,19 @@ class Shard:
         if publish.producer:
             stored_at = self._find_repeat(channel, publish, now)
             if stored_at is not None:
-                self._answer_repeat(channel, publish, stored_at, reply)
+                # Where ids count, the numbers may be those of a REPEAT frame, which is younger than the messages.
+                self._answer_repeat(channel, publish, stored_at, reply, sure=channel.seen is None)
                 return False
-        self._append_batch(channel, publish, now, reply)
+        ids: tuple[bytes, ...] = ()
+        if window_ms := channel.next_limits.dedup_window_ms:
+            ids = ids_of(publish.batch)
+            seen_at = (channel.seen or _NOTHING_SEEN).find(ids, now - window_ms * 1000)
+            if seen_at is not None:
+                self._answer_seen(channel, publish, seen_at, now, reply)
+                return False
+        if publish.expected_offset is not None:
+            check_expected(publish.expected_offset, channel.next_offset)
+        self._append_batch(channel, publish, now, reply, ids)
         return True
 
     def _find_repeat(self, channel: Channel, publish: Publish, now: int) -> int | None:
@@ -157,17 +174,51 @@ class Shard:
             publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, now
         )
 
-    def _answer_repeat(self, channel: Channel, publish: Publish, offset: int, reply: PublishReply) -> None:
+    def _answer_repeat(
+        self, channel: Channel, publish: Publish, offset: int, reply: PublishReply, *, sure: bool = True
+    ) -> None:
+        """Answers when the messages are committed; not `sure`: when all that was appended is."""
         durability = publish.durability
         stored = Stored(channel.name, offset, publish.count, durability, 0, self.epoch, True, self.holders)
-        if durability == Durability.DURABILITY_MEMORY or offset + publish.count <= channel.end_offset:
+        if durability == Durability.DURABILITY_MEMORY or (sure and offset + publish.count <= channel.end_offset):
             reply(stored)
         elif self.replicated is None:
-            self.log.commits.after_all(_reply, reply, stored)
+            self.log.commits.after_all(tell, reply, stored)
         else:
-            self.replicated.after_tail(_reply, reply, stored)
+            self.replicated.after_tail(tell, reply, stored)
 
-    def _append_batch(self, channel: Channel, publish: Publish, now: int, reply: PublishReply) -> None:
+    def _answer_seen(self, channel: Channel, publish: Publish, offset: int, now: int, reply: PublishReply) -> None:
+        """The messages are stored by their ids. A producer goes on behind them, so its numbers must count."""
+        if not publish.producer:
+            self._answer_repeat(channel, publish, offset, reply)
+            return
+        stored = Stored(channel.name, offset, publish.count, publish.durability, 0, self.epoch, True, self.holders)
+        in_memory = publish.durability == Durability.DURABILITY_MEMORY
+        self.log.append(
+            self,
+            FrameType.REPEAT,
+            b"",
+            repeat_committed,
+            channel,
+            publish,
+            None if in_memory else reply,
+            stored,
+            now,
+            time_us=now,
+            channel=channel.number,
+            base_offset=offset,
+            count=publish.count,
+            producer=publish.producer,
+            producer_epoch=publish.producer_epoch,
+            base_sequence=publish.first_sequence,
+        )
+        self._note_numbers(channel, publish, offset, now)
+        if in_memory:
+            reply(stored)
+
+    def _append_batch(
+        self, channel: Channel, publish: Publish, now: int, reply: PublishReply, ids: tuple[bytes, ...] = ()
+    ) -> None:
         batch, count, durability = publish.batch, publish.count, publish.durability
         first = channel.next_offset
         end = first + count
@@ -177,12 +228,13 @@ class Shard:
         if durability == Durability.DURABILITY_MEMORY:
             at_commit = None
         elif durability == Durability.DURABILITY_LEADER and self.replicated is not None:
-            at_commit, at_durable = None, partial(_reply, reply=reply, stored=stored._replace(replicas=(self.node,)))
+            at_commit, at_durable = None, partial(tell, reply=reply, stored=stored._replace(replicas=(self.node,)))
+        at_end = batch_committed if self.replicated is None else batch_replicated
         address = self.log.append(
             self,
             FrameType.DATA,
             batch,
-            _batch_committed if self.replicated is None else _batch_replicated,
+            at_end if not ids else partial(ids_committed, at_end),
             channel,
             end,
             at_commit,
@@ -199,6 +251,8 @@ class Shard:
             at_durable=at_durable,
         )
         self._note_batch(channel, publish, first, address, now)
+        if ids:
+            channel.note_ids(now, first, ids)
         if durability == Durability.DURABILITY_MEMORY:
             reply(stored._replace(replicas=(self.node,)))
 
@@ -213,9 +267,12 @@ class Shard:
         )
         self.log.cache.put(address, length, frame)
         if publish.producer:
-            assert channel.producers is not None, "made by the check"
-            note = channel.producers.stored if self.replicated is None else channel.producers.appended
-            note(publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, first, now)
+            self._note_numbers(channel, publish, first, now)
+
+    def _note_numbers(self, channel: Channel, publish: Publish, offset: int, now: int) -> None:
+        assert channel.producers is not None, "made by the check"
+        note = channel.producers.stored if self.replicated is None else channel.producers.appended
+        note(publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, offset, now)
 
     # -- channels ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +282,7 @@ class Shard:
         record = ChannelRecord(name=name, config=limits.message())
         number = self.position + 1
         self.log.append(self, FrameType.CONFIG, record.SerializeToString(), done, time_us=now)
-        channel = self.channels[number] = Channel(self, number, name, limits, now)
+        channel = self.channels[number] = Channel(self, number, name, ChannelState(limits, now))
         return channel
 
     def set_channel(self, channel: Channel, limits: ChannelLimits, done: Done) -> None:
@@ -245,6 +302,12 @@ class Shard:
             self, FrameType.CONFIG, record.SerializeToString(), _delete_committed, channel, done, time_us=now
         )
         channel.removed = True
+
+    def close_box(self, channel: Channel, group: str) -> None:
+        """The frame that deletes the group is appended: its box, if any, takes no more letters."""
+        box = self.boxes.get((channel.number, group))
+        if box is not None:
+            box.removed = True
 
     def trim(self, channel: Channel, first_offset: int, done: Done) -> None:
         """Drops everything below an offset, which must be committed, when committed itself."""
@@ -269,6 +332,17 @@ class Shard:
         )
 
 
+def check_expected(expected: int, next_offset: int) -> None:
+    """Raises Precondition (OFFSET_MISMATCH) unless the next message gets the offset that the publisher expects."""
+    if expected != next_offset:
+        raise Precondition(
+            f"expected_offset: is {expected}, but the channel's next message gets {next_offset}; read what is new and "
+            "decide again",
+            reason="OFFSET_MISMATCH",
+            metadata={"next_offset": str(next_offset)},
+        )
+
+
 # -- what happens at commit; shared with recovery where the state changes ----------------------------------------------
 
 
@@ -290,59 +364,26 @@ def apply_delete(channel: Channel) -> None:
     channel.removed = True
     for name in tuple(channel.groups or ()):
         channel.drop_group(name)
+    boxes = channel.shard.boxes
+    for key in [key for key in boxes if key[0] == channel.number]:
+        apply_delete(boxes[key])
     ledger = channel.shard.log.ledger
     for segment, length in channel.index.drop_below(channel.next_offset, channel.next_offset).items():
         ledger.drop_bytes(segment, length)
     channel.stored_bytes = 0
     channel.shard.channels.pop(channel.number, None)
+    if channel.box_of:
+        for key in [key for key, box in boxes.items() if box is channel]:
+            del boxes[key]
 
 
-def _nothing(error: RingpostError | None) -> None:
+def ignore(error: RingpostError | None) -> None:
     """For frames nobody waits for."""
-
-
-def _reply(error: RingpostError | None, reply: PublishReply, stored: Stored) -> None:
-    reply(stored if error is None else error)
-
-
-def _batch_replicated(
-    error: RingpostError | None,
-    channel: Channel,
-    end: int,
-    reply: PublishReply | None,
-    stored: Stored,
-    publish: Publish,
-) -> None:
-    """`_batch_committed` in a cluster: the producer's numbers count from now on, and the answer names the copies."""
-    if error is None:
-        if publish.producer and channel.producers is not None:
-            channel.producers.committed(
-                publish.producer,
-                publish.producer_epoch,
-                publish.first_sequence,
-                publish.count,
-                stored.first_offset,
-                stored.time_us,
-            )
-        stored = stored._replace(replicas=channel.shard.holders)
-    _batch_committed(error, channel, end, reply, stored)
-
-
-def _batch_committed(
-    error: RingpostError | None, channel: Channel, end: int, reply: PublishReply | None, stored: Stored
-) -> None:
-    if error is None:
-        channel.end_offset = end
-        if channel.watchers is not None:
-            for watcher in channel.watchers:
-                watcher.advanced()
-    if reply is not None:
-        reply(stored if error is None else error)
 
 
 def _limits_committed(error: RingpostError | None, channel: Channel, limits: ChannelLimits, done: Done) -> None:
     if error is None:
-        channel.limits = limits
+        channel.apply_limits(limits)
     done(error)
 
 

@@ -11,21 +11,28 @@ from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError
 
-from ringpost.internal.v1.record_pb2 import ChannelSnapshot, GroupSnapshot, ProducerSnapshot, Retry, ShardSnapshot
+from ringpost.internal.v1.record_pb2 import ChannelSnapshot, GroupSnapshot, ShardSnapshot
 from ringpost.node.groups.ranges import flatten
 from ringpost.node.journal.checkpoint import CheckpointDamaged
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.channel_state import pack as pack_row
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.replicated import ReplicatedLog
+from ringpost.node.shard.settle_codec import retry_record
 from ringpost.node.shard.shard import Shard
 
-_ROW_BYTES = 24
 _LENGTH = struct.Struct("<I")
 
 
 def pack(snapshot: ShardSnapshot) -> bytes:
     """A snapshot as it stands in a checkpoint's body."""
     encoded = snapshot.SerializeToString()
+    return _LENGTH.pack(len(encoded)) + encoded
+
+
+def pack_shard(shard: Shard) -> bytes:
+    """`pack(snapshot_shard(shard))`, without making messages of packed channels."""
+    encoded = encode_shard(shard)
     return _LENGTH.pack(len(encoded)) + encoded
 
 
@@ -43,8 +50,24 @@ def unpack(body: bytes) -> Iterator[ShardSnapshot]:
         raise CheckpointDamaged(f"the checkpoint's checksum is right, but its content is not: {error}") from error
 
 
+def encode_shard(shard: Shard) -> bytes:
+    """The shard at its committed position, an encoded ShardSnapshot: packed channels are taken as they are."""
+    committed = shard.committed
+    rows = [
+        channel.packed or pack_row(_channel(channel))
+        for channel in shard.channels.values()
+        if channel.packed or channel.number <= committed
+    ]
+    return _head(shard).SerializeToString() + b"".join(rows)
+
+
 def snapshot_shard(shard: Shard) -> ShardSnapshot:
-    """The shard at its committed position."""
+    """The same as a message."""
+    return ShardSnapshot.FromString(encode_shard(shard))
+
+
+def _head(shard: Shard) -> ShardSnapshot:
+    """What it says of itself, without channels."""
     replicated = shard.replicated
     return ShardSnapshot(
         shard=shard.number,
@@ -54,37 +77,13 @@ def snapshot_shard(shard: Shard) -> ShardSnapshot:
         last_time_us=shard.last_time_us,
         replica_id=replicated.replica_id if replicated is not None else "",
         epochs=_epochs(replicated, shard.committed) if replicated is not None else (),
-        channels=[_channel(channel) for channel in shard.channels.values() if channel.number <= shard.committed],
     )
 
 
 def _channel(channel: Channel) -> ChannelSnapshot:
-    rows = channel.index.to_bytes()
-    if channel.next_offset > channel.end_offset:
-        rows = rows[: channel.index.find(channel.end_offset) * _ROW_BYTES]
-    snapshot = ChannelSnapshot(
-        channel=channel.number,
-        name=channel.name,
-        config=channel.limits.message(),
-        created_time_us=channel.created_time_us,
-        first_offset=channel.first_offset,
-        end_offset=channel.end_offset,
-        index=rows,
-    )
-    snapshot.groups.extend(_group(group) for group in _committed_groups(channel))
-    if channel.producers:
-        channel.producers.forget_silent(channel.shard.last_time_us)
-        snapshot.producers.extend(
-            ProducerSnapshot(
-                producer=producer,
-                epoch=state.epoch,
-                next_sequence=state.next_sequence,
-                last_time_us=state.last_time_us,
-                runs=[number for run in state.runs for number in run],
-            )
-            for producer, state in channel.producers.items()
-        )
-    return snapshot
+    row = channel.row()
+    row.groups.extend(_group(group) for group in _committed_groups(channel))
+    return row
 
 
 def _committed_groups(channel: Channel) -> list[Group]:
@@ -113,6 +112,9 @@ def _group(group: Group) -> GroupSnapshot:
         created_time_us=group.created_time_us,
         settled_below=state.settled_below,
         settled=flatten(state.settled),
-        retries=[Retry(**retry._asdict()) for retry in state.retries],
+        retries=[retry_record(retry) for retry in state.retries],
         rejected=state.rejected,
+        letters_gone=flatten(group.letters_gone),
+        seeks=flatten(group.voids.seeks),
+        paused=group.paused,
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ringpost.cluster.keys import shard_of
-from ringpost.cluster.names import channel_problem, group_problem
+from ringpost.cluster.names import channel_problem, group_problem, is_inbox
 from ringpost.cluster.view import View
 from ringpost.node.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, RingpostError
 from ringpost.node.journal.disk import DiskState
@@ -45,6 +45,7 @@ class Store:
         self.restoring: dict[int, int] = {}  # shard → address of the record with which a copy of it began to come
         self.lossy: set[Channel] = set()  # channels that damage took messages of
         self.retaining: set[Channel] = set()  # channels that let messages go by themselves
+        self.windowed: set[Channel] = set()  # channels that deduplicate by message ids
         self._led = [0] * shard_count  # by shard: the epoch in which the newest view says that this node leads
         self._names: dict[str, Channel] = {}
         self._sorted: list[str] = []
@@ -111,12 +112,25 @@ class Store:
         """The channel, made now if the node makes channels by first use."""
         channel = self._names.get(name)
         if channel is None:
-            if not self.limits.auto_create_channels:
+            if not self.makes_by_use(name):
                 return self.find(name, field)
             return self.add(name, self.limits.new_channel, _ignore, field)
         if channel.shard.quarantined:
             channel.shard.check_writable()
         return channel
+
+    def check_addable(self, name: str, field: str = "channel") -> None:
+        """Raises what `find_or_add` would of a channel that there is not."""
+        self._check_name(name, field)
+        shard = self._shard_of(name)
+        shard.check_writable()
+        shard.check_serving()
+        if not self.makes_by_use(name):
+            self.find(name, field)
+
+    def makes_by_use(self, name: str) -> bool:
+        """Whether a channel of that name is made by its first use: no answer brings an inbox back that is gone."""
+        return self.limits.auto_create_channels and not is_inbox(name)
 
     def add(self, name: str, limits: ChannelLimits, done: Done, field: str = "name") -> Channel:
         """Makes a channel, usable at once; `done` when it is committed."""
@@ -148,21 +162,25 @@ class Store:
             group.flush()  # no frame of the channel may follow the one that deletes it
         channel.shard.delete_channel(channel, done)
         for group in groups:
+            channel.shard.close_box(channel, group.name)
             group.remove("CHANNEL_DELETED", f"channel {channel.name!r} was deleted")
         self.exclude(channel)
 
     def include(self, channel: Channel) -> None:
-        """Makes a channel known by its name."""
-        self._names[channel.name] = channel
-        self._unsorted.append(channel.name)
+        """Makes a channel known by its name; a box for dead letters has none that anybody asks for."""
         if channel.lossy:
             self.lossy.add(channel)
-        self.note_limits(channel)
+        if channel.box_of:
+            return
+        self._names[channel.name] = channel
+        self._unsorted.append(channel.name)
+        if channel.packed is None:
+            self.note_limits(channel)
 
     def include_shard(self, shard: Shard) -> None:
         """Makes all channels of a shard known."""
         for channel in shard.channels.values():
-            if not channel.removed and self._names.get(channel.name) is not channel:
+            if not channel.removed and not channel.box_of and self._names.get(channel.name) is not channel:
                 self.include(channel)
 
     def exclude_shard(self, shard: Shard) -> None:
@@ -171,20 +189,25 @@ class Store:
         for channel in gone:
             del self._names[channel.name]
             self.retaining.discard(channel)
-        if gone:
-            self._sorted = sorted(self._names)
-            self._unsorted.clear()
+            self.windowed.discard(channel)
+        if gone:  # many shards may follow, so nothing is sorted now
+            self._sorted.clear()
+            self._unsorted = list(self._names)
 
     def note_limits(self, channel: Channel) -> None:
-        """To be called when a channel's configuration has changed: keeps `retaining` right."""
-        if channel.removed or channel.limits.retains_all:
-            self.retaining.discard(channel)
-        else:
-            self.retaining.add(channel)
+        """To be called when a channel's configuration has changed: keeps `retaining` and `windowed` right."""
+        limits = channel.limits
+        there = not channel.removed and not channel.box_of
+        for members, belongs in ((self.retaining, not limits.retains_all), (self.windowed, limits.dedup_window_ms > 0)):
+            if belongs and there:
+                members.add(channel)
+            else:
+                members.discard(channel)
 
     def exclude(self, channel: Channel) -> None:
         """The opposite."""
         self.retaining.discard(channel)
+        self.windowed.discard(channel)
         self.lossy.discard(channel)
         if self._names.get(channel.name) is channel:
             del self._names[channel.name]
@@ -192,10 +215,22 @@ class Store:
             at = bisect_left(self._sorted, channel.name)
             del self._sorted[at]
 
+    def boxes(self) -> Iterator[Channel]:
+        """Those for dead letters, in shards that this node serves."""
+        for shard in self.shards:
+            if shard.serving:
+                yield from shard.boxes.values()
+
     @property
     def lost_messages(self) -> int:
         """Offsets among the kept whose messages damage took."""
+        self.lossy = {channel for channel in self.lossy if not channel.removed}  # boxes go with their groups
         return sum(last - first + 1 for channel in self.lossy for first, last in channel.lost_ranges())
+
+    @property
+    def message_ids(self) -> int:
+        """Ids that are held to deduplicate by, of the channels served here."""
+        return sum(len(channel.seen or ()) for channel in self.windowed)
 
     def check_disk(self) -> None:
         """Raises Exhausted when the disk is too full for more messages."""
@@ -261,9 +296,10 @@ class Store:
 
     def groups(self) -> Iterable[Group]:
         """All groups."""
-        for channel in self._names.values():
-            if channel.groups:
-                yield from channel.groups.values()
+        for shard in self.shards:
+            for channel in shard.grouped.values():
+                if channel.groups and self._names.get(channel.name) is channel:
+                    yield from channel.groups.values()
 
 
 def check_group_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """The ceiling: what gRPC in Python and this disk allow at most, with a server that does nothing. Prints JSON.
 
 Messages are bytes that nobody parses. `small` is 100 B, `large` 128 KiB, as much as a batch of 1,000 times 128 B.
+`python -m tests.benchmarks.ceiling --serve` is that server alone, for the lean load generator.
 """
 
 import argparse
@@ -14,9 +15,11 @@ from typing import Any
 
 import grpc
 import uvloop
-from measure import Span, payload, report, scratch
+
+from tests.benchmarks.measure import Span, payload, report, scratch
 
 SMALL, LARGE = 100, 128 * 1024  # bytes
+ANSWER = bytes(40)
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -39,10 +42,46 @@ async def source(_: Any, context: Any) -> None:
         await context.write(message)
 
 
+async def take(_: Any, context: Any) -> None:
+    """A small answer for each frame, as a publish stream gives."""
+    while await context.read() is not grpc.aio.EOF:
+        await context.write(ANSWER)
+
+
+async def call(_: bytes, __: Any) -> bytes:
+    return ANSWER
+
+
+class Hub:
+    """Writes each frame that comes on a `talk` stream to every `listen` stream."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[bytes]] = set()
+
+    async def talk(self, _: Any, context: Any) -> None:
+        await context.send_initial_metadata(())
+        while (frame := await context.read()) is not grpc.aio.EOF:
+            for queue in self._queues:
+                queue.put_nowait(frame)
+
+    async def listen(self, _: Any, context: Any) -> None:
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._queues.add(queue)
+        try:
+            await context.write(ANSWER)
+            while True:
+                await context.write(await queue.get())
+        finally:
+            self._queues.discard(queue)
+
+
 async def serve() -> None:
     """Prints the port."""
     server = grpc.aio.server(options=OPTIONS)
-    handlers = {f.__name__: grpc.stream_stream_rpc_method_handler(f) for f in (echo, sink, source)}
+    hub = Hub()
+    streams_of = (echo, sink, source, take, hub.talk, hub.listen)
+    handlers: dict[str, Any] = {f.__name__: grpc.stream_stream_rpc_method_handler(f) for f in streams_of}
+    handlers["call"] = grpc.unary_unary_rpc_method_handler(call)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ceiling", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -51,7 +90,7 @@ async def serve() -> None:
 
 
 async def ping_pong(channel: grpc.aio.Channel, pid: int, count: int) -> dict[str, float]:
-    call = channel.stream_stream("/ceiling/echo")()
+    call: Any = channel.stream_stream("/ceiling/echo")()
     message, waits = payload(SMALL), []
     span = Span(pid)
     for _ in range(count):
@@ -71,7 +110,7 @@ async def ping_pong(channel: grpc.aio.Channel, pid: int, count: int) -> dict[str
 
 
 async def upload(channel: grpc.aio.Channel, pid: int, size: int, count: int) -> Span:
-    call = channel.stream_stream("/ceiling/sink")()
+    call: Any = channel.stream_stream("/ceiling/sink")()
     message = payload(size)
     span = Span(pid)
     for _ in range(count):
@@ -82,7 +121,7 @@ async def upload(channel: grpc.aio.Channel, pid: int, size: int, count: int) -> 
 
 
 async def download(channel: grpc.aio.Channel, pid: int, size: int, count: int) -> Span:
-    call = channel.stream_stream("/ceiling/source")()
+    call: Any = channel.stream_stream("/ceiling/source")()
     span = Span(pid)
     await call.write(f"{size} {count}".encode())
     for _ in range(count):
@@ -91,7 +130,7 @@ async def download(channel: grpc.aio.Channel, pid: int, size: int, count: int) -
 
 
 async def streams(port: int, pid: int, scale: float) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", OPTIONS) as channel:
         await ping_pong(channel, pid, 200)  # warms both ends up
         figures |= await ping_pong(channel, pid, int(4_000 * scale))
@@ -128,7 +167,9 @@ def main() -> None:
     if arguments.serve:
         uvloop.run(serve())
         return
-    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.ceiling", "--serve"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert server.stdout
         port = int(server.stdout.readline())

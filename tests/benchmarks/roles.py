@@ -12,6 +12,7 @@ cluster is idle; messages are those acknowledged within the window. Each repetit
 import argparse
 import asyncio
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,13 +20,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
-import psutil
 import uvloop
 
 from ringpost.client.api import Client, connect
 from ringpost.client.cli.bench_parts import Load, Producer, Stop
 from ringpost.client.options import Options
-from tests.benchmarks.measure import SCRATCH, machine, scratch
+from tests.benchmarks.measure import SCRATCH, cpu_seconds, machine, scratch
+from tests.benchmarks.report.stats import spread
 from tests.system.local import LocalCluster
 
 LEADER, ENTRY, OTHER = "n1", "n2", "n3"
@@ -52,13 +53,13 @@ class Watched:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
-        self.processes = {name: node.process for name, node in cluster.nodes.items()}
-        self.processes |= {ETCD: psutil.Process(cluster.etcd.members[0].pid), "client": psutil.Process()}
+        self.processes = {name: node.process.pid for name, node in cluster.nodes.items()}
+        self.processes |= {ETCD: cluster.etcd.members[0].pid, "client": os.getpid()}
         self.idle = dict.fromkeys(self.processes, 0.0)
 
     def look(self, acknowledged: int = 0) -> Moment:
-        times = {name: process.cpu_times() for name, process in self.processes.items()}
-        return Moment(time.perf_counter(), {name: t.user + t.system for name, t in times.items()}, acknowledged)
+        cpu = {name: cpu_seconds(pid) for name, pid in self.processes.items()}
+        return Moment(time.perf_counter(), cpu, acknowledged)
 
     async def rest(self, seconds: float) -> Figures:
         """Nothing is asked of the cluster; % of a core of each process."""
@@ -197,11 +198,6 @@ def roles(runs: Sequence[Mapping[str, Any]], batch: int) -> dict[str, float]:
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    """`median (least to greatest)`."""
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def markdown(result: Mapping[str, Any]) -> str:
     """The whole page."""
     repeats, given = result["repetitions"], result["parameters"]
@@ -266,7 +262,8 @@ async def main(given: argparse.Namespace) -> int:
     return int(worst >= IDLE_TARGET)
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """`words` None: those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5, help="repetitions, each with a new cluster (default 5)")
     parser.add_argument("--batch", type=int, action="append", choices=list(WINDOWS), help="one size; may be repeated")
@@ -278,7 +275,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--settle", type=float, default=5.0, help="seconds of rest before the idle CPU (default 5)")
     parser.add_argument("--idle", type=float, default=10.0, help="seconds of idling that are measured (default 10)")
     parser.add_argument("--json", type=Path, help="where the figures go (default .benchmarks/roles.json)")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     given.batch = given.batch or list(WINDOWS)
     return given
 

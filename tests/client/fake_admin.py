@@ -12,10 +12,12 @@ from ringpost.v1 import (
     channel_pb2_grpc,
     cluster_pb2,
     cluster_pb2_grpc,
+    common_pb2,
     group_pb2,
     group_pb2_grpc,
     message_pb2,
     message_pb2_grpc,
+    subscribe_pb2,
 )
 from tests.client.fake_group import FakeGroup
 
@@ -89,7 +91,8 @@ class FakeChannels(_Service, channel_pb2_grpc.ChannelServiceServicer):
 
 class FakeGroups(_Service, group_pb2_grpc.GroupServiceServicer):
     def info(self, channel: str, name: str, group: FakeGroup) -> group_pb2.GroupInfo:
-        return group_pb2.GroupInfo(channel=channel, name=name, settled_below=group.settled_below)
+        below, paused = group.settled_below, group.paused
+        return group_pb2.GroupInfo(channel=channel, name=name, settled_below=below, paused=paused)
 
     async def AddGroup(self, request, context):
         channel = self.broker.channel(request.channel)
@@ -119,6 +122,31 @@ class FakeGroups(_Service, group_pb2_grpc.GroupServiceServicer):
         group.settled_below = self.broker.start_offset(channel, request.to, "")
         group.settled.clear()
         return group_pb2.SeekGroupResponse(group=self.info(request.channel, request.name, group))
+
+    async def Settle(self, request, context):
+        channel = await self.find(request.channel, context)
+        group = channel.groups[request.group]
+        end, action = channel.first_offset + len(channel.messages), request.WhichOneof("action")
+        results = [
+            subscribe_pb2.SettledRange(
+                range=common_pb2.OffsetRange(first=offset, last=offset), outcome=group.settle_any(offset, end, action)
+            )
+            for asked in request.ranges
+            for offset in range(asked.first, asked.last + 1)
+        ]
+        return group_pb2.SettleMessagesResponse(results=results)
+
+    async def PauseGroup(self, request, context):
+        return group_pb2.PauseGroupResponse(group=await self._pause(request, context, True))
+
+    async def ResumeGroup(self, request, context):
+        return group_pb2.ResumeGroupResponse(group=await self._pause(request, context, False))
+
+    async def _pause(self, request, context, paused: bool) -> group_pb2.GroupInfo:
+        channel = await self.find(request.channel, context)
+        group = channel.groups[request.name]
+        group.paused = paused
+        return self.info(request.channel, request.name, group)
 
     async def DeleteGroup(self, request, context):
         channel = await self.find(request.channel, context)

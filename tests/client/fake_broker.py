@@ -79,9 +79,13 @@ class FakeChannel:
                 return failure(grpc.StatusCode.FAILED_PRECONDITION, "SEQUENCE_GAP")
             if sequence < expected:
                 first, duplicate = self.stored[producer, epoch, sequence], True
-            else:
-                self.producers[producer] = (epoch, sequence + len(request.batch.messages))
-                self.stored[producer, epoch, sequence] = first
+        if not duplicate and request.HasField("expected_offset") and request.expected_offset != first:
+            refused = failure(grpc.StatusCode.FAILED_PRECONDITION, "OFFSET_MISMATCH")
+            refused.metadata["next_offset"] = str(first)
+            return refused
+        if producer and not duplicate:
+            self.producers[producer] = (epoch, sequence + len(request.batch.messages))
+            self.stored[producer, epoch, sequence] = first
         if not duplicate:
             self.messages += request.batch.messages
         return publish_pb2.PublishResponse(

@@ -16,6 +16,7 @@ class FakeGroup:
     leases: dict[int, object] = field(default_factory=dict)
     attempts: Counter[int] = field(default_factory=Counter)
     rejected: int = 0
+    paused: bool = False
 
     def lease(self, holder: object, end_offset: int, room: int) -> tuple[int, int, int]:
         """Leases the next run of messages with one attempt to the holder: first offset, count, attempt."""
@@ -48,6 +49,13 @@ class FakeGroup:
             self.settled.discard(self.settled_below)
             self.settled_below += 1
         return subscribe_pb2.OUTCOME_DONE
+
+    def settle_any(self, offset: int, end_offset: int, action: str) -> "subscribe_pb2.Outcome":
+        """Whoever holds it."""
+        if offset >= end_offset:
+            return subscribe_pb2.OUTCOME_UNKNOWN
+        self.leases[offset] = None
+        return self.settle(None, offset, action)
 
     def expire(self) -> None:
         self.leases.clear()

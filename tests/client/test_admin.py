@@ -3,7 +3,7 @@
 import pytest
 
 from ringpost.client import AlreadyExists, Client, NotFound, OutOfRange, Violation
-from ringpost.v1 import channel_pb2, group_pb2
+from ringpost.v1 import channel_pb2, group_pb2, subscribe_pb2
 from tests.client.fake_broker import FakeBroker
 
 
@@ -41,10 +41,25 @@ async def test_a_group_s_life(mq: Client, broker: FakeBroker) -> None:
     assert (await mq.groups.add("orders", "billing", start=1, config=config)).settled_below == 1
     assert broker.channels["orders"].groups["billing"].ack_deadline_ms == 5_000
     assert (await mq.groups.seek("orders", "billing", "earliest")).settled_below == 0
+    assert (await mq.groups.pause("orders", "billing")).paused
+    assert (await mq.groups.get("orders", "billing")).paused
+    assert not (await mq.groups.resume("orders", "billing")).paused
     assert (await mq.groups.get("orders", "billing")).name == "billing"
     await mq.groups.delete("orders", "billing")
     with pytest.raises(NotFound, match="GROUP_NOT_FOUND"):
         await mq.groups.get("orders", "billing")
+
+
+async def test_work_is_settled_by_whoever_has_done_it(mq: Client, broker: FakeBroker) -> None:
+    broker.put("orders", b"a", b"b", b"c")
+    await mq.groups.add("orders", "billing")
+    done = [result.outcome for result in await mq.groups.settle("orders", "billing", (0, 1))]
+    assert done == [subscribe_pb2.OUTCOME_DONE] * 2
+    again = [result.outcome for result in await mq.groups.settle("orders", "billing", (1, 1), (3, 3))]
+    assert again == [subscribe_pb2.OUTCOME_ALREADY, subscribe_pb2.OUTCOME_UNKNOWN]
+    await mq.groups.settle("orders", "billing", (2, 2), reject="cannot be read")
+    group = broker.channels["orders"].groups["billing"]
+    assert (group.settled_below, group.rejected) == (3, 1)
 
 
 async def test_messages_by_offset(mq: Client, broker: FakeBroker) -> None:

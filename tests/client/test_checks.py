@@ -79,11 +79,15 @@ async def test_subscriptions_and_admin_calls_refuse_such_names_too(mq: Client, b
         mq.subscription(name)
     for call in (mq.channels.add, mq.channels.get, mq.channels.purge, mq.channels.delete):
         await refused(lambda call=call: call(name), "name")
-    for call in (mq.groups.add, mq.groups.get, mq.groups.delete):
+    for call in (mq.groups.add, mq.groups.get, mq.groups.delete, mq.groups.pause, mq.groups.resume):
         await refused(lambda call=call: call(name, "g"), "channel")
         await refused(lambda call=call: call("orders", name), "name")
     await refused(lambda: mq.groups.seek("orders", name, 0), "name")
+    await refused(lambda: mq.groups.settle("orders", name, (0, 0)), "name")
     await refused(lambda: mq.messages.get(name, 0), "channel")
+    await refused(lambda: mq.messages.explain(name, 0), "channel")
+    if name:  # without one it is about all groups
+        await refused(lambda: mq.messages.explain("orders", 0, name), "group")
     await refused(lambda: mq.node.routes(name), "channels")
     if name:
         await refused(lambda: listed(mq.channels.list(name)), "prefix")
@@ -98,10 +102,13 @@ async def test_subscriptions_and_admin_calls_refuse_such_names_too(mq: Client, b
 async def test_an_offset_is_a_whole_number_within_64_bits(mq: Client, broker: FakeBroker, offset: Any) -> None:
     broker.channel("orders")
     await refused(lambda: mq.messages.get("orders", offset), "offset")
+    await refused(lambda: mq.messages.explain("orders", offset), "offset")
     if offset is not None:
         await refused(lambda: mq.channels.purge("orders", offset), "before_offset")
         await refused(lambda: mq.groups.add("orders", "g", start=offset), "start")
         await refused(lambda: mq.groups.seek("orders", "g", offset), "start")
+        await refused(lambda: mq.groups.settle("orders", "g", (0, offset)), "last")
+        await refused(lambda: mq.groups.settle("orders", "g", (offset, 5)), "first")
         await refused(lambda: mq.subscribe("orders", print, start=offset), "start")
         await refused(lambda: mq.subscribe("orders", print, group="g", start=offset), "start")
 

@@ -66,6 +66,22 @@ async def test_addresses_that_lead_nowhere_cost_a_moment_and_no_more(ring: FakeR
     assert published_at(ring, "c1") == {"n3"}
 
 
+async def test_subscriptions_pass_over_names_that_lead_nowhere(ring: FakeRing) -> None:
+    """As behind mapped ports: what nodes call themselves has no meaning for the client."""
+    ring.advertised = {node.node: f"{node.node}.invalid:1" for node in ring.nodes}
+    channels = [f"c{n}" for n in range(40)]
+    async with connect(ring.addresses) as mq:
+        await asyncio.gather(*(mq.publish(channel, "x") for channel in channels))
+
+    async def first(mq: Client, channel: str) -> bytes:
+        async with mq.subscription(channel, start="earliest") as subscription:
+            return (await anext(aiter(subscription))).data
+
+    async with connect(ring.addresses) as mq:
+        got = await asyncio.wait_for(asyncio.gather(*(first(mq, channel) for channel in channels)), 2 * SOON_S)
+    assert got == [b"x"] * len(channels)
+
+
 async def test_the_second_address_is_tried_at_once_when_the_first_is_dead(ring: FakeRing) -> None:
     await ring.kill(ring.nodes[0])
     begin = time.monotonic()

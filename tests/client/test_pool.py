@@ -8,7 +8,7 @@ import threading
 import grpc
 import pytest
 
-from ringpost.client import Client, Message, NotFound, Options, RingpostError, connect
+from ringpost.client import Client, Message, NotFound, Options, Reject, Retry, RingpostError, connect
 from tests.client.fake_broker import FakeBroker, failure
 
 
@@ -117,7 +117,59 @@ async def test_a_handler_that_raises_nacks_and_is_logged_once(
     assert sorted(attempts) == [(0, 1), (1, 1), (1, 2), (2, 1)]
     nacks = [settle for settle in broker.settles if settle.HasField("nack")]
     assert [(nack.nack.delay_ms, nack.ranges[0].first) for nack in nacks] == [(2_500, 1)]
+    assert nacks[0].nack.reason == "ZeroDivisionError: the handler's own"
     assert [record.getMessage() for record in caplog.records] == ["a handler failed on orders offset 1"]
+
+
+async def test_without_a_delay_the_groups_policy_says_when(
+    mq: Client, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="ringpost.client.pool")  # half a character is not for a test's report
+    broker.put("orders", b"a")
+
+    async def handler(message: Message) -> None:
+        if message.attempt == 1:
+            raise ValueError("\ud800" + "x" * 2_000)
+
+    async with await mq.subscribe("orders", handler, group="billing"):
+        await settled(broker, 1)
+    (nack,) = (settle.nack for settle in broker.settles if settle.HasField("nack"))
+    assert (nack.delay_ms, nack.fallback_delay_ms, len(nack.reason)) == (0, 1_000, 1_024)
+
+
+async def test_a_handler_says_by_its_exception_what_to_do(
+    mq: Client, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.put("orders", *payloads(3))
+
+    def handler(message: Message) -> None:
+        if message.offset == 0:
+            raise Reject("no such customer")
+        if message.attempt == 1:
+            raise Retry(2.0, "busy") if message.offset == 1 else Retry
+
+    async with await mq.subscribe("orders", handler, group="billing"):
+        await settled(broker, 3)
+    assert broker.settled_actions() == {"reject": 1, "ack": 2, "nack": 2}
+    assert [s.reject.reason for s in broker.settles if s.HasField("reject")] == ["no such customer"]
+    nacks = sorted((s.nack.delay_ms, s.nack.reason) for s in broker.settles if s.HasField("nack"))
+    assert nacks == [(0, ""), (2_000, "busy")]
+    assert caplog.records == []
+
+
+async def test_a_delay_that_nobody_may_ask_for_is_logged_and_still_a_nack(
+    mq: Client, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.put("orders", b"a")
+
+    async def handler(message: Message) -> None:
+        if message.attempt == 1:
+            raise Retry(-1.0)
+
+    async with await mq.subscribe("orders", handler, group="billing"):
+        await settled(broker, 1)
+    assert [s.nack.fallback_delay_ms for s in broker.settles if s.HasField("nack")] == [1_000]
+    assert [record.getMessage() for record in caplog.records] == ["a handler failed on orders offset 0"]
 
 
 async def test_a_handler_that_settles_is_left_alone(mq: Client, broker: FakeBroker) -> None:

@@ -14,6 +14,7 @@ from ringpost.client.errors import (
     AlreadyExists,
     Exhausted,
     InvalidRequest,
+    OffsetMismatch,
     Precondition,
     RingpostError,
     Timeout,
@@ -137,6 +138,49 @@ def test_the_halves_of_a_refused_batch_go_out_in_its_place(sender: Sender) -> No
     assert [messages_of(one.payload) for _, one in (bad, good, last)] == [[b"bad"], [b"c"], [b"d"]]
     (failed,) = sender.answer(bad[0], INVALID)
     assert (failed.batch, failed.error, failed.batch.first) == (bad[1], INVALID, 1)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_batch_with_stored_ids_is_cut_where_the_broker_says(sender: Sender, lost: bool) -> None:
+    sender.enqueue(batch(messages=[b"a", b"b", b"c", b"known", b"e"]), batch(messages=[b"f"]))
+    sent = sender.send()
+    if lost:
+        sender.lane.stream_lost()
+        sent = sender.send()
+    whole, behind = sent
+    some = AlreadyExists("some are stored", reason="DUPLICATE_IDS", metadata={"index": "3", "prefix": "3"})
+    assert sender.answer(whole[0], some) == []
+    sender.answer(behind[0], GAP)
+    again = [one for _, one in sender.send()]
+    assert [messages_of(one.payload) for one in again] == [[b"a", b"b", b"c"], [b"known", b"e"], [b"f"]]
+    assert ([one.sequence for one in again], sender.lane.producer_epoch) == ([0, 3, 5], 1)
+
+
+def test_a_batch_with_stored_ids_that_must_stay_whole_fails(sender: Sender) -> None:
+    one = batch(count=3)
+    one.expected_offset = 7
+    sender.enqueue(one)
+    ((correlation, _),) = sender.send()
+    (failed,) = sender.answer(correlation, AlreadyExists("some are stored", reason="DUPLICATE_IDS"))
+    assert (failed.batch, failed.error.reason) == (one, "DUPLICATE_IDS")
+
+
+@pytest.mark.parametrize(("next_offset", "still_open"), [(9, False), (7, True)])
+def test_a_place_that_is_taken_stays_so_for_late_transmissions(
+    sender: Sender, next_offset: int, still_open: bool
+) -> None:
+    one, behind = batch(), batch()
+    one.expected_offset = 8
+    sender.enqueue(one, behind)
+    sender.send()
+    sender.lane.stream_lost()
+    (first, _), (second, _) = sender.send()
+    mismatch = OffsetMismatch("another offset is next", metadata={"next_offset": str(next_offset)})
+    (failed,) = sender.answer(first, mismatch)
+    assert (failed.batch, failed.error.outcome_open) == (one, still_open)
+    lost = sender.answer(second, GAP)
+    assert [effect.batch for effect in lost] == ([behind] if still_open else [])
+    assert [again for _, again in sender.send()] == ([] if still_open else [behind])
 
 
 def test_a_refused_batch_that_may_be_stored_is_not_cut(sender: Sender) -> None:

@@ -9,6 +9,8 @@ import pytest
 from ringpost.client import (
     Client,
     DataCorrupted,
+    Exhausted,
+    InvalidRequest,
     LeaseLost,
     NotFound,
     Precondition,
@@ -17,6 +19,7 @@ from ringpost.client import (
     connect,
 )
 from ringpost.client import subscription as subscription_module
+from ringpost.v1.common_pb2 import GroupMode
 from tests.client.clock import Clock
 from tests.client.fake_broker import FakeBroker, failure
 
@@ -247,6 +250,36 @@ async def test_a_subscription_refused_for_now_is_opened_again(mq: Client, broker
     broker.refuse_open = lambda _: next(refusals, None)
     broker.put("orders", b"a")
     assert len(await read(mq.subscription("orders", start="earliest"), 1)) == 1
+
+
+async def test_a_mode_goes_with_the_opening_and_with_the_group_that_is_made_for_a_start(
+    mq: Client, broker: FakeBroker
+) -> None:
+    broker.put("orders", *payloads(5))
+    async with mq.subscription("orders", group="billing", mode="key_ordered", start=3) as subscription:
+        assert (await read(subscription, 1))[0].offset == 3
+    assert broker.opens[-1].mode == GroupMode.GROUP_MODE_KEY_ORDERED
+    async with mq.subscription("orders", group="billing"):
+        assert broker.opens[-1].mode == GroupMode.GROUP_MODE_UNSPECIFIED
+    for wrong in ({"group": "billing", "mode": "random"}, {"mode": "shared"}):
+        with pytest.raises(InvalidRequest, match="mode"):
+            mq.subscription("orders", **wrong)
+
+
+async def test_a_newcomer_to_an_exclusive_group_is_told_and_its_consumer_comes_back(
+    mq: Client, broker: FakeBroker
+) -> None:
+    occupied = failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "GROUP_OCCUPIED", 10)
+    broker.put("orders", b"a")
+    async with mq.subscription("orders", group="billing", mode="exclusive") as subscription:
+        assert len(await read(subscription, 1)) == 1
+        refusals = iter([occupied, occupied])
+        broker.refuse_open = lambda _: next(refusals, None)
+        broker.cut()
+        assert len(await read(subscription, 1)) == 1, "its own broken stream was in the way"
+    broker.refuse_open = lambda _: occupied
+    with pytest.raises(Exhausted, match="GROUP_OCCUPIED"):
+        await mq.subscription("orders", group="billing", mode="exclusive").opened()
 
 
 async def test_damaged_bytes_are_never_delivered(mq: Client, broker: FakeBroker) -> None:

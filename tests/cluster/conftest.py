@@ -1,4 +1,4 @@
-"""One etcd for all tests that only use it, and clients that are closed."""
+"""One etcd for all tests that only use it, clients that are closed, clusters of nodes that only coordinate."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -9,6 +9,8 @@ import pytest
 
 from ringpost.cluster.etcd.client import EtcdKv
 from ringpost.cluster.etcd.endpoints import EtcdOptions
+from ringpost.cluster.memory_kv import MemoryKv, MemoryStore
+from tests.cluster.coordination_rig import Cluster
 from tests.etcd_server import EtcdServer
 
 
@@ -50,3 +52,26 @@ async def connect() -> AsyncIterator[Callable[..., EtcdKv]]:
             return kv
 
         yield make
+
+
+@pytest.fixture(params=["memory", "etcd"])
+async def cluster(request: pytest.FixtureRequest, connect: Callable[..., EtcdKv]) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        if request.param == "etcd":
+            server = request.getfixturevalue("shared_etcd")
+            yield Cluster(lambda: connect(*server.endpoints), stack)
+        else:
+            store = MemoryStore()
+            yield Cluster(lambda: MemoryKv(store), stack)
+
+
+@pytest.fixture
+async def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+async def in_memory(store: MemoryStore) -> AsyncIterator[Cluster]:
+    """For stories in which the store itself is tampered with."""
+    async with AsyncExitStack() as stack:
+        yield Cluster(lambda: MemoryKv(store), stack)

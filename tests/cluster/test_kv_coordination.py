@@ -1,107 +1,19 @@
-"""A node's membership: joining, the session, the view, and what a node must refuse. On both stores."""
+"""A node's membership: the session, the view, what becomes of proposals, and a store that fails. On both stores."""
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ringpost.cluster.coordination import CoordinationError, Proposal
-from ringpost.cluster.etcd.client import EtcdKv
-from ringpost.cluster.joining import DirectoryFacts, Founding
-from ringpost.cluster.kv import Delete, Item, Kv, KvError, OutcomeUnknown, Put
-from ringpost.cluster.kv_coordination import KvCoordination
+from ringpost.cluster.kv import Delete, KvError, OutcomeUnknown, Put
 from ringpost.cluster.memory_kv import MemoryKv, MemoryStore
 from ringpost.cluster.records import encode_shard, encode_tomb
-from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord, Tombstone, View
+from ringpost.cluster.view import Desired, Leader, Replica, Tombstone, View
 from ringpost.internal.v1 import cluster_pb2
+from tests.cluster.coordination_rig import SHARDS, Cluster, member, record, refused
 from tests.cluster.kv_support import until
-
-_numbers = itertools.count()
-SHARDS = 4
-
-
-@dataclass
-class Cluster:
-    """Makes nodes that join one cluster, and sees what is stored."""
-
-    open_kv: Callable[[], Kv]
-    stack: AsyncExitStack
-    prefix: str = field(default_factory=lambda: f"/ringpost/test-{next(_numbers)}/")
-
-    def node(self, name: str, boot: int = 1, *, directory: str = "", **options: Any) -> KvCoordination:
-        facts = DirectoryFacts(
-            directory=directory or f"dir-{name}",
-            boot=boot,
-            cluster_id=options.pop("cluster_id", ""),
-            revision_seen=options.pop("revision_seen", 0),
-        )
-        founding = Founding(cluster_id=f"by-{name}", shard_count=SHARDS, replication_factor=3, min_isr=2)
-        made = KvCoordination(
-            options.pop("kv", None) or self.open_kv(), self.prefix, facts=facts, founding=founding, **options
-        )
-        self.stack.push_async_callback(made.close)
-        return made
-
-    async def join(self, name: str, boot: int = 1, **options: Any) -> KvCoordination:
-        made = self.node(name, boot, **options)
-        await made.start(member(name))
-        return made
-
-    async def items(self) -> dict[str, Item]:
-        picture = await self.open_kv().range(self.prefix)
-        return {item.key.removeprefix(self.prefix): item for item in picture.items}
-
-    async def put(self, *operations: tuple[str, bytes | None]) -> int:
-        then = [Delete(self.prefix + key) if v is None else Put(self.prefix + key, v) for key, v in operations]
-        return (await self.open_kv().txn([], then)).revision
-
-    async def make_shards(self, *nodes: str) -> None:
-        await self.put(*((f"shard/{shard:08}", encode_shard(record(shard, *nodes))) for shard in range(SHARDS)))
-
-
-@pytest.fixture(params=["memory", "etcd"])
-async def cluster(request: pytest.FixtureRequest, connect: Callable[..., EtcdKv]) -> AsyncIterator[Cluster]:
-    async with AsyncExitStack() as stack:
-        if request.param == "etcd":
-            server = request.getfixturevalue("shared_etcd")
-            yield Cluster(lambda: connect(*server.endpoints), stack)
-        else:
-            store = MemoryStore()
-            yield Cluster(lambda: MemoryKv(store), stack)
-
-
-@pytest.fixture
-async def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
-async def in_memory(store: MemoryStore) -> AsyncIterator[Cluster]:
-    """For stories in which the store itself is tampered with."""
-    async with AsyncExitStack() as stack:
-        yield Cluster(lambda: MemoryKv(store), stack)
-
-
-def member(name: str, **changes: Any) -> NodeRef:
-    return replace(NodeRef(name, f"{name}:7400", zone=f"zone-{name}", peer_address=f"{name}:7401"), **changes)
-
-
-def record(shard: int, *nodes: str, revision: int = 0, **changes: Any) -> ShardRecord:
-    replicas = tuple(Replica(node, f"r-{node}", directory=f"dir-{node}") for node in nodes)
-    fields = {
-        "shard": shard,
-        "epoch": 0,
-        "leader": None,
-        "in_sync": tuple(replica.replica_id for replica in replicas),
-        "replicas": replicas,
-        "min_isr": 1,
-        "revision": revision,
-    }
-    return ShardRecord(**{**fields, **changes})
 
 
 async def test_the_first_node_makes_the_cluster_and_the_others_join_it(cluster: Cluster) -> None:
@@ -311,83 +223,6 @@ async def test_only_a_dead_node_without_replicas_is_removed(cluster: Cluster) ->
     assert "b" not in a.view.nodes
     with pytest.raises(KeyError):
         await a.remove_node("b")
-
-
-# -- what a node must refuse ------------------------------------------------------------------------------------------
-
-
-async def refused(node: KvCoordination, name: str = "a") -> str:
-    with pytest.raises(CoordinationError) as raised:
-        await node.start(member(name))
-    return str(raised.value)
-
-
-async def test_a_store_that_is_older_than_the_directory_is_refused(cluster: Cluster) -> None:
-    a = await cluster.join("a")
-    revision = (await a.refresh()).revision
-    said = await refused(cluster.node("b", revision_seen=revision + 1_000_000), "b")
-    assert "wiped or restored" in said
-    assert "live/b" not in await cluster.items()
-
-
-async def test_another_cluster_is_refused(cluster: Cluster) -> None:
-    await cluster.join("a")
-    assert "this data directory belongs to cluster elsewhere" in await refused(
-        cluster.node("b", cluster_id="elsewhere"), "b"
-    )
-
-
-async def test_a_directory_of_a_cluster_makes_no_new_one(cluster: Cluster) -> None:
-    assert "there is no cluster in the coordination store" in await refused(cluster.node("a", cluster_id="lost"))
-    assert await cluster.items() == {}
-
-
-async def test_records_of_a_later_version_are_refused(cluster: Cluster) -> None:
-    meta = cluster_pb2.ClusterRecord(cluster_id="c", shard_count=4, format=2).SerializeToString()
-    await cluster.put(("meta", meta))
-    assert "format 2" in await refused(cluster.node("a"))
-    await cluster.put(("meta", b"\xff\xff"))
-    assert "cannot be read" in await refused(cluster.node("a"))
-
-
-async def test_a_name_that_is_taken_is_refused_after_the_lease(in_memory: Cluster) -> None:
-    await in_memory.join("a")
-    said = await refused(in_memory.node("a", directory="dir-other", ttl_s=1))
-    assert "alive with another data directory (dir-a)" in said
-
-
-async def test_a_replaced_volume_waits_for_the_old_session_to_end(cluster: Cluster) -> None:
-    old = await cluster.join("a", ttl_s=1)
-    old._task.cancel()  # as good as killed
-    new = await cluster.join("a", directory="dir-new", ttl_s=1)
-    assert new.view.nodes["a"].directory == "dir-new"
-    assert new.view.nodes["a"].lost_shards == frozenset(), "nothing is said of a directory that is new"
-
-
-async def test_a_directory_that_was_rolled_back_has_lost_everything(cluster: Cluster) -> None:
-    for boot in (1, 2, 3):
-        await (await cluster.join("a", boot=boot)).close()
-    back = await cluster.join("a", boot=3)
-    assert back.boot == 4
-    assert back.view.nodes["a"].lost_shards == set(range(SHARDS))
-
-
-async def test_of_two_copies_of_a_directory_one_is_stopped(cluster: Cluster) -> None:
-    first = await cluster.join("a", boot=1, ttl_s=1)
-    second = await cluster.join("a", boot=1)
-    await until(lambda: "another process" in first.problem)
-    assert first.lease_s == 0
-    assert second.lease_s > 0
-
-
-async def test_it_starts_once_and_not_before(cluster: Cluster) -> None:
-    a = cluster.node("a")
-    for ask in (lambda: a.view, lambda: a.session):
-        with pytest.raises(CoordinationError, match="not started"):
-            ask()
-    await a.start(member("a"))
-    with pytest.raises(CoordinationError, match="already"):
-        await a.start(member("a"))
 
 
 # -- a store that fails -----------------------------------------------------------------------------------------------

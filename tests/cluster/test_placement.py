@@ -125,6 +125,65 @@ def test_a_zone_of_one_node_does_not_leave_shards_short() -> None:
     assert all(len(set(own)) == 4 and "lone" in own for own in placed)
 
 
+# -- hosts ------------------------------------------------------------------------------------------------------------
+
+
+def workers(hosts: int, each: int, zones: int = 0) -> frozenset[Site]:
+    """`each` nodes on each host, the hosts in turn in `zones` zones."""
+    numbers = [(host, i) for host in range(hosts) for i in range(1, each + 1)]
+    zone_of = [f"zone-{host % zones}" if zones else "" for host in range(hosts)]
+    return frozenset(Site(f"host-{host}-{i}", zone_of[host], host=f"host-{host}") for host, i in numbers)
+
+
+@pytest.mark.parametrize(("hosts", "each", "zones"), [(3, 4, 0), (5, 2, 0), (4, 3, 2), (6, 2, 3), (3, 8, 0)])
+def test_no_two_replicas_are_on_one_host(hosts: int, each: int, zones: int) -> None:
+    of = workers(hosts, each, zones)
+    host = {site.node: site.host for site in of}
+    placed = placement(of, 1024)
+    assert all(len({host[node] for node in own}) == 3 for own in placed)
+    for loads, average in ((replica_loads(placed), 3 * 1024), (leader_loads(placed), 1024)):
+        assert max(loads.values()) <= 1.05 * average / (hosts * each) + 1
+
+
+@pytest.mark.parametrize(("hosts", "each"), [(1, 3), (1, 5), (2, 2), (2, 4)])
+def test_with_fewer_hosts_than_replicas_each_host_has_some(hosts: int, each: int) -> None:
+    of = workers(hosts, each)
+    host = {site.node: site.host for site in of}
+    placed = placement(of, 1024)
+    assert all(len(set(own)) == 3 and len({host[node] for node in own}) == hosts for own in placed)
+    assert max(replica_loads(placed).values()) <= 1.05 * 3 * 1024 / (hosts * each) + 1
+
+
+def test_a_host_of_one_node_is_as_no_host_at_all() -> None:
+    plain = sites(7, 3)
+    assert placement(frozenset(site._replace(host=site.node) for site in plain)) == placement(plain)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> frozenset[Site]:
+    """Up to 12 nodes; some share a host, some a zone, some nothing."""
+    count = draw(st.integers(1, 12))
+    hosts = draw(st.lists(st.sampled_from(["", "h1", "h2", "h3", "h4"]), min_size=count, max_size=count))
+    zone_of = {host: draw(st.sampled_from(["", "a", "b", "c"])) for host in ("h1", "h2", "h3", "h4")}
+    zones = [zone_of[host] if host else draw(st.sampled_from(["", "a", "b", "c"])) for host in hosts]
+    weights = draw(st.lists(st.sampled_from([500, 1000, 3000]), min_size=count, max_size=count))
+    rows = zip(zones, weights, hosts, strict=True)
+    return frozenset(Site(f"n{i}", zone, weight, host) for i, (zone, weight, host) in enumerate(rows))
+
+
+@given(clusters(), st.integers(1, 5), st.sampled_from([8, 64]))
+def test_replicas_share_a_zone_or_a_host_only_where_that_cannot_be_helped(
+    of: frozenset[Site], replicas: int, shard_count: int
+) -> None:
+    host = {site.node: site.host or site.node for site in of}
+    zone = {site.node: site.zone or host[site.node] for site in of}
+    for own in placement(of, shard_count, replicas):
+        slots = min(replicas, len(of))
+        assert len(set(own)) == len(own) == slots
+        assert len({zone[node] for node in own}) == min(slots, len(set(zone.values())))
+        assert len({host[node] for node in own}) == min(slots, len(set(host.values())))
+
+
 def test_weights() -> None:
     heavy = frozenset(Site(f"heavy-{i}", weight=2000) for i in range(5))
     light = frozenset(Site(f"light-{i}", weight=500) for i in range(5))

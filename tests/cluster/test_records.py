@@ -80,7 +80,10 @@ def shard(number: int, leader: str = "", epoch: int = 1) -> bytes:
 
 def stored(shards: int) -> list[Item]:
     meta = cluster_pb2.ClusterRecord(cluster_id="c", shard_count=shards, format=1, replication_factor=3, min_isr=2)
-    values = {KEYS.meta: meta.SerializeToString(), KEYS.node("a"): encode_node(NodeRef("a", "a:1", weight=500), 4)}
+    values = {
+        KEYS.meta: meta.SerializeToString(),
+        KEYS.node("a"): encode_node(NodeRef("a", "a:1", weight=500, host="h"), 4),
+    }
     values |= {KEYS.shard(number): shard(number, "a") for number in range(shards)}
     live = cluster_pb2.LiveRecord(boot=4, directory="d", lost_shards=[1], unreachable=["b"]).SerializeToString()
     return [
@@ -99,7 +102,7 @@ def test_a_view_is_made_of_records() -> None:
     view = records.view()
     assert (view.revision, view.cluster_id, view.shard_count, view.min_isr) == (9, "c", 3, 2)
     lost, unreachable = frozenset({1}), frozenset({"b"})
-    ref = NodeRef("a", "a:1", session=5, lost_shards=lost, weight=500, unreachable=unreachable)
+    ref = NodeRef("a", "a:1", session=5, lost_shards=lost, weight=500, unreachable=unreachable, host="h")
     assert view.nodes == {"a": ref}
     assert [record.shard for record in view.shards] == [0, 1, 2]
     assert {record.revision for record in view.shards} == {2}
@@ -121,7 +124,7 @@ def test_a_node_that_lost_its_lease_stays_a_member() -> None:
     records = Records(KEYS)
     records.reset(Picture(9, tuple(stored(1))))
     assert records.apply(Change(10, ((KEYS.live("a"), None),)))
-    assert records.view().nodes["a"] == NodeRef("a", "a:1", weight=500)
+    assert records.view().nodes["a"] == NodeRef("a", "a:1", weight=500, host="h")
     node = cluster_pb2.NodeRecord(address="a:1", desired=cluster_pb2.DESIRED_DRAIN).SerializeToString()
     records.apply(Change(11, ((KEYS.node("a"), Item(KEYS.node("a"), node, 2, 11, 0)),)))
     assert records.view().nodes["a"].desired is Desired.DRAIN

@@ -33,6 +33,23 @@ async def test_a_node_that_does_not_serve_says_why() -> None:
         await asyncio.to_thread(RingpostContainer(settings={"RINGPOST_NONSENSE": "1"}).start)
 
 
+async def test_a_node_that_ends_between_two_questions_says_why_too() -> None:
+    from ringpost.client.testing.containers import RingpostContainer
+
+    class EndsMeanwhile(RingpostContainer):
+        asked = False
+
+        def _status(self) -> str:
+            if self.asked:
+                return super()._status()
+            self.asked = True
+            self.get_wrapped_container().wait()
+            return "running"
+
+    with pytest.raises(BrokerFailed, match="RINGPOST_NONSENSE is not a setting"):
+        await asyncio.to_thread(EndsMeanwhile(settings={"RINGPOST_NONSENSE": "1"}).start)
+
+
 async def test_a_cluster_goes_on_without_the_container_that_is_killed_frozen_or_cut_off() -> None:
     from ringpost.client.testing.containers import RingpostCluster
 

@@ -1,8 +1,8 @@
 """The files in deploy/ agree with the code and with each other: ports, settings, probes, commands, metrics."""
 
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +18,8 @@ from ringpost.client.cli.members import rest
 from ringpost.node.config import Config, load_config
 from ringpost.node.health import SERVICES
 from ringpost.node.metrics import ROWS
+from tests.deploy.manifests import built, environment, node_pod, one, secret_files
+from tests.etcd_server import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -66,7 +68,8 @@ def test_the_health_check_is_a_command_that_there_is() -> None:
     (command,) = re.findall(r"CMD (\[\"python\".*\])", DOCKERFILE)
     program, *arguments = json.loads(command)
     assert program == "python"
-    ran = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
+    free = {**os.environ, "RINGPOST_HTTP_LISTEN": f"127.0.0.1:{free_ports(1)[0]}"}
+    ran = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, env=free)
     assert (ran.returncode, "no answer" in ran.stdout) == (1, True), "no node listens here, and it says so"
 
 
@@ -84,7 +87,9 @@ def test_each_node_of_compose_starts_with_settings_that_there_are(name: str) -> 
     assert (config.node, config.coordination, config.etcd_endpoints) == (name, "etcd", "etcd:2379")
     assert node["hostname"] == name, "it is what others are told"
     assert node["volumes"] == [f"{name}:/data"]
-    assert {int(port.rpartition(":")[2]) for port in node["ports"]} == {PORTS["grpc"], PORTS["http"]}
+    bound = {int(port.rpartition(":")[2]): port.partition("}")[0] for port in node["ports"]}
+    # Who opens the node for clients has not opened the metrics, which show names and ask nobody.
+    assert bound == {PORTS["grpc"]: "${BIND:-127.0.0.1", PORTS["http"]: "${METRICS_BIND:-127.0.0.1"}
     assert seconds(node["stop_grace_period"]) >= STOP_S + 10
     assert node["read_only"]
     assert node["cap_drop"] == ["ALL"]
@@ -110,22 +115,11 @@ def test_one_image_of_etcd_is_named_everywhere() -> None:
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("building the manifests needs kubectl, 1.25 or newer")
-    command = ["kubectl", "kustomize", str(DEPLOY / "kubernetes" / request.param)]
-    built = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return [one for one in yaml.safe_load_all(built.stdout) if one]
+    return built(request.param)
 
 
-def one(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    return next(m for m in manifests if m["kind"] == kind and re.fullmatch(name, m["metadata"]["name"]))
-
-
-def node_pod(manifests: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    spec = one(manifests, "StatefulSet", "ringpost")["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    return spec, container
+def is_secure(manifests: list[dict[str, Any]]) -> bool:
+    return one(manifests, "ConfigMap", "ringpost-settings-.*")["data"]["RINGPOST_INSECURE"] == "false"
 
 
 def test_kubernetes_takes_the_manifests(manifests: list[dict[str, Any]]) -> None:
@@ -135,18 +129,33 @@ def test_kubernetes_takes_the_manifests(manifests: list[dict[str, Any]]) -> None
 
 def test_a_pod_starts_with_settings_that_there_are(manifests: list[dict[str, Any]]) -> None:
     _, container = node_pod(manifests)
-    settings = one(manifests, "ConfigMap", "ringpost-settings-.*")["data"]
-    config = load_config([], {**image_settings(), **settings})
-    assert config.coordination == "etcd"
-    assert ports({**image_settings(), **settings}) == PORTS
-    given = {variable["name"]: variable.get("value", "ringpost-0") for variable in container["env"]}
+    given = environment(manifests, "ringpost-0", "shop")
+    assert ports({**image_settings(), **given}) == PORTS
     del given["POD_NAMESPACE"]
-    for name in ("RINGPOST_ADVERTISE", "RINGPOST_PEER_ADVERTISE"):
-        given[name] = re.sub(r"\$\((\w+)\)", "ringpost-0", given[name])
-    told = load_config([], {**image_settings(), **settings, **given})
-    assert told.advertise == f"ringpost-0.ringpost-peers.ringpost-0.svc:{PORTS['grpc']}"
+    told = load_config([], {**image_settings(), **given})
+    assert told.coordination == "etcd"
+    assert told.advertise == f"ringpost-0.ringpost-peers.shop.svc:{PORTS['grpc']}"
     assert told.peer_advertise.endswith(f":{PORTS['peers']}")
     assert container["image"] == f"ringpost:{VERSION}"
+    if is_secure(manifests):
+        files = secret_files(manifests, "ringpost-0")
+        assert (files[told.tls_cert_file], files[told.peer_tls_key_file]) == ("ringpost-0.pem", "ringpost-0.peer.key")
+        assert files[told.access_file] == "access.toml"
+
+
+def test_production_is_never_in_plain_text() -> None:
+    overlay = yaml.safe_load((DEPLOY / "kubernetes/overlays/prod/kustomization.yaml").read_text())
+    assert "../../secure" in overlay["components"]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_secure_nodes_of_compose_have_all_that_tls_and_access_want(name: str) -> None:
+    secure = yaml.safe_load((DEPLOY / "compose.secure.yaml").read_text())["services"][name]
+    config = load_config([], {**image_settings(), **COMPOSE["services"][name]["environment"], **secure["environment"]})
+    assert not config.insecure
+    assert (config.tls_cert_file, config.peer_tls_cert_file) == (f"/secure/{name}.pem", f"/secure/{name}.peer.pem")
+    assert config.access_file == "/access/access.toml"
+    assert secure["volumes"] == [f"${{SECURE:-./secure}}/{name}:/secure:ro", "${SECURE:-./secure}/access:/access:ro"]
 
 
 def test_a_pod_is_asked_for_services_that_health_has_and_drained_by_a_command_that_there_is(
@@ -154,9 +163,13 @@ def test_a_pod_is_asked_for_services_that_health_has_and_drained_by_a_command_th
 ) -> None:
     spec, container = node_pod(manifests)
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == PORTS
-    probes = {kind: container[f"{kind}Probe"]["grpc"] for kind in ("startup", "readiness", "liveness")}
-    assert {probe["port"] for probe in probes.values()} == {PORTS["grpc"]}
-    services = [probe["service"] for probe in probes.values()]
+    probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+    if is_secure(manifests):  # the kubelet's gRPC probes speak no TLS
+        assert {probe["httpGet"]["port"] for probe in probes} == {"http"}
+        services = [probe["httpGet"]["path"].removeprefix("/health/") for probe in probes]
+    else:
+        assert {probe["grpc"]["port"] for probe in probes} == {PORTS["grpc"]}
+        services = [probe["grpc"]["service"] for probe in probes]
     assert services == ["startup", "ready", "live"]
     assert set(services) <= set(SERVICES)
     program, group, command, *options = container["lifecycle"]["preStop"]["exec"]["command"]

@@ -27,16 +27,27 @@ from ringpost.v1.cluster_pb2 import (
     SetNodeRequest,
 )
 from ringpost.v1.common_pb2 import OffsetRange, Start
+from ringpost.v1.dead_letter_pb2 import (
+    DeadLetterSelection,
+    DropDeadLettersRequest,
+    GetDeadLetterRequest,
+    ListDeadLettersRequest,
+    RedriveDeadLettersRequest,
+)
 from ringpost.v1.group_pb2 import (
     AddGroupRequest,
     DeleteGroupRequest,
     GetGroupRequest,
     GroupConfig,
     ListGroupsRequest,
+    PauseGroupRequest,
+    ResumeGroupRequest,
+    RetryPolicy,
     SeekGroupRequest,
+    SetGroupRequest,
     SettleMessagesRequest,
 )
-from ringpost.v1.message_pb2 import GetMessagesRequest
+from ringpost.v1.message_pb2 import ExplainMessageRequest, GetMessagesRequest
 from ringpost.v1.publish_pb2 import Batch, Message, PublishRequest
 from ringpost.v1.subscribe_pb2 import Ack, Extend, Nack, Reject, Settle
 
@@ -155,6 +166,16 @@ PUBLISHES = (
         "SEQUENCE_GAP",
         says="does not continue at 2",
     ),
+    Refusal("an offset that is taken", P, _publish(expected_offset=3), PRECONDITION, "OFFSET_MISMATCH", says="gets 10"),
+    Refusal("an offset to come", P, _publish(expected_offset=HUGE), PRECONDITION, "OFFSET_MISMATCH", says="gets 10"),
+    Refusal(
+        "an offset of a channel that does not exist",
+        P,
+        _publish("orders.new", expected_offset=1),
+        PRECONDITION,
+        "OFFSET_MISMATCH",
+        says="gets 0",
+    ),
     Refusal(
         "an older epoch",
         P,
@@ -181,6 +202,13 @@ CHANNELS = (
         "config.max_message_bytes",
         f"1 to {MAX_MESSAGE}",
     ),
+    _invalid(
+        C + "AddChannel",
+        "too short a window",
+        AddChannelRequest(name="new", config=ChannelConfig(dedup_window_ms=999)),
+        "config.dedup_window_ms",
+        "1000 to 86400000, or 0",
+    ),
     _invalid(C + "GetChannel", "no name", GetChannelRequest(), "name", "1 to 255 bytes"),
     Refusal("unknown", C + "GetChannel", GetChannelRequest(name="x"), NOT_FOUND, "CHANNEL_NOT_FOUND", says="name"),
     _invalid(C + "ListChannels", "a large page", ListChannelsRequest(page_size=1_001), "page_size", "1 to 1000"),
@@ -195,6 +223,13 @@ CHANNELS = (
         SetChannelRequest(name="orders", config=ChannelConfig(max_message_bytes=HUGE, retention_messages=1)),
         "config.max_message_bytes",
         f"1 to {MAX_MESSAGE}",
+    ),
+    _invalid(
+        C + "SetChannel",
+        "too long a window",
+        SetChannelRequest(name="orders", config=ChannelConfig(dedup_window_ms=HUGE)),
+        "config.dedup_window_ms",
+        "1000 to 86400000, or 0",
     ),
     _invalid(C + "PurgeChannel", "no name", PurgeChannelRequest(), "name", "1 to 255 bytes"),
     Refusal("unknown", C + "PurgeChannel", PurgeChannelRequest(name="x"), NOT_FOUND, "CHANNEL_NOT_FOUND", says="name"),
@@ -226,6 +261,12 @@ def _settle(**fields: Any) -> SettleMessagesRequest:
     known = {**_ON, "group": "billing", "ranges": [OffsetRange(first=3, last=4)]}
     action = {} if "reject" in fields else {"ack": Ack()}
     return SettleMessagesRequest(**{**known, **action, **fields})
+
+
+def _retry(title: str, field: str, says: str, backoff: int = 1, delay_ms: int = 1, **policy: int) -> Refusal:
+    retry = RetryPolicy(backoff=backoff, delay_ms=delay_ms, **policy)  # type: ignore[arg-type]
+    request = SetGroupRequest(channel="orders", name="billing", config=GroupConfig(retry=retry))
+    return _invalid(G + "SetGroup", title, request, f"config.retry.{field}", says)
 
 
 def _group_config(title: str, field: str, says: str, **config: int) -> Refusal:
@@ -312,6 +353,18 @@ GROUPS = (
         says="to.offset",
     ),
     Refusal("unknown", G + "SeekGroup", SeekGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
+    _group_config("many attempts", "max_attempts", "1 to 1000000", max_attempts=1_000_001),
+    _retry("an unknown backoff", "backoff", "0 to 3", backoff=4),
+    _retry("half a policy", "backoff", "not set", backoff=0),
+    _retry("no delay", "delay_ms", "1 to 604800000", delay_ms=0),
+    _retry("a long delay", "delay_ms", "1 to 604800000", delay_ms=604_800_001),
+    _retry("a long bound", "max_delay_ms", "0 to 604800000", max_delay_ms=HUGE),
+    _retry("much chance", "jitter_percent", "0 to 100", jitter_percent=101),
+    Refusal("unknown", G + "SetGroup", SetGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
+    Refusal("unknown", G + "PauseGroup", PauseGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
+    _invalid(G + "PauseGroup", "no name", PauseGroupRequest(**_ON), "name", "1 to 127 bytes"),
+    Refusal("unknown", G + "ResumeGroup", ResumeGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
+    _invalid(G + "ResumeGroup", "no channel", ResumeGroupRequest(name="x"), "channel", "1 to 255 bytes"),
     Refusal("unknown", G + "DeleteGroup", DeleteGroupRequest(**_ON, name="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
     _invalid(G + "Settle", "no ranges", _settle(ranges=[]), "ranges", "1 to 1000"),
     _invalid(G + "Settle", "many ranges", _settle(ranges=[OffsetRange()] * 1_001), "ranges", "1 to 1000"),
@@ -325,7 +378,64 @@ GROUPS = (
     _invalid(G + "DeleteGroup", "no channel", DeleteGroupRequest(name="x"), "channel", "1 to 255 bytes"),
 )
 
+D = "DeadLetterService/"
+_BILLING = {"channel": "orders", "group": "billing"}
+
+
+def _select(title: str, field: str, says: str, **select: Any) -> Refusal:
+    request = DropDeadLettersRequest(**_BILLING, select=DeadLetterSelection(**select))
+    return _invalid(D + "DropDeadLetters", title, request, f"select.{field}", says)
+
+
+LETTERS = (
+    _select("too many", "max_letters", "1 to 1000", max_letters=1_001),
+    _select("backwards", "until_number", "not above", from_number=5, until_number=5),
+    _select("no such term", "filters[1]", "character 1", filters=["key=a", "colour=red"]),
+    _select("half a term", "filters[0]", "character 7", filters=["reason"]),
+    _select("many terms", "filters", "16", filters=["key=a"] * 17),
+    _invalid(
+        D + "RedriveDeadLetters",
+        "many numbers",
+        RedriveDeadLettersRequest(**_BILLING, numbers=range(1_001)),
+        "numbers",
+        "1000",
+    ),
+    _invalid(
+        D + "RedriveDeadLetters",
+        "both ways of choosing",
+        RedriveDeadLettersRequest(**_BILLING, numbers=[1], select=DeadLetterSelection()),
+        "numbers",
+        "select must not",
+    ),
+    _invalid(D + "ListDeadLetters", "no channel", ListDeadLettersRequest(group="g"), "channel", "1 to 255 bytes"),
+    _invalid(D + "ListDeadLetters", "no group", ListDeadLettersRequest(channel="orders"), "group", "1 to 127 bytes"),
+    Refusal(
+        "an unknown channel",
+        D + "ListDeadLetters",
+        ListDeadLettersRequest(channel="x", group="g"),
+        NOT_FOUND,
+        "CHANNEL_NOT_FOUND",
+    ),
+    Refusal(
+        "an unknown group",
+        D + "ListDeadLetters",
+        ListDeadLettersRequest(channel="orders", group="x"),
+        NOT_FOUND,
+        "GROUP_NOT_FOUND",
+    ),
+    Refusal(
+        "an unknown letter",
+        D + "GetDeadLetter",
+        GetDeadLetterRequest(**_BILLING, number=7),
+        NOT_FOUND,
+        "DEAD_LETTER_NOT_FOUND",
+        says="7",
+    ),
+    _invalid(G + "AddGroup", "a box", AddGroupRequest(channel="$dead.g.orders", name="g"), "channel", "broker"),
+)
+
 M = "MessageService/GetMessages"
+E = "MessageService/ExplainMessage"
 R = "ClusterService/GetRoutes"
 _ALONE = (grpc.StatusCode.FAILED_PRECONDITION, "SINGLE_NODE")
 
@@ -344,6 +454,10 @@ READS = (
     Refusal("purged", M, GetMessagesRequest(**_ON, offset=2), RANGE, "OFFSET_OUT_OF_RANGE", says="3 to 9"),
     Refusal("the end", M, GetMessagesRequest(**_ON, offset=10), RANGE, "OFFSET_OUT_OF_RANGE", says="3 to 9"),
     Refusal("far off", M, GetMessagesRequest(**_ON, offset=HUGE), RANGE, "OFFSET_OUT_OF_RANGE", says="offset"),
+    _invalid(E, "no channel", ExplainMessageRequest(), "channel", "1 to 255 bytes"),
+    _invalid(E, "no name", ExplainMessageRequest(**_ON, group="a.b"), "group", "one token"),
+    Refusal("an unknown channel", E, ExplainMessageRequest(channel="x"), NOT_FOUND, "CHANNEL_NOT_FOUND"),
+    Refusal("an unknown group", E, ExplainMessageRequest(**_ON, group="x"), NOT_FOUND, "GROUP_NOT_FOUND"),
     _invalid(M, "many", GetMessagesRequest(**_ON, offset=3, max_messages=1_001), "max_messages", "1 to 1000"),
     _invalid(R, "many channels", GetRoutesRequest(channels=["a"] * 1_001), "channels", "up to 1000"),
     _invalid(R, "a bad channel", GetRoutesRequest(channels=["a", ""]), "channels[1]", "1 to 255 bytes"),
@@ -435,6 +549,8 @@ SETTLES = (
     _bad_settle("no action", "action", "ack, nack, extend, reject"),
     _bad_settle("a week and more", "nack.delay_ms", "0 to 604800000", nack=Nack(delay_ms=604_800_001)),
     _bad_settle("for ever", "nack.delay_ms", "0 to 604800000", nack=Nack(delay_ms=HUGE)),
+    _bad_settle("for ever, perhaps", "nack.fallback_delay_ms", "0 to 604800000", nack=Nack(fallback_delay_ms=HUGE)),
+    _bad_settle("a long story", "nack.reason", "1024 bytes", nack=Nack(reason="x" * 1_025)),
     _bad_settle("a moment", "extend.deadline_ms", "1000 to 43200000", extend=Extend(deadline_ms=999)),
     _bad_settle("a day", "extend.deadline_ms", "1000 to 43200000", extend=Extend(deadline_ms=86_400_000)),
     _bad_settle("a long reason", "reject.reason", "1024 bytes", reject=Reject(reason="é" * 513)),

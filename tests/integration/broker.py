@@ -27,6 +27,7 @@ from ringpost.v1.channel_pb2 import ChannelInfo, ListChannelsRequest
 from ringpost.v1.channel_pb2_grpc import ChannelServiceStub
 from ringpost.v1.cluster_pb2 import GetNodeRequest, NodeInfo
 from ringpost.v1.cluster_pb2_grpc import ClusterServiceStub
+from ringpost.v1.dead_letter_pb2_grpc import DeadLetterServiceStub
 from ringpost.v1.group_pb2 import GroupInfo, ListGroupsRequest
 from ringpost.v1.group_pb2_grpc import GroupServiceStub
 from ringpost.v1.message_pb2 import GetMessagesRequest, StoredMessage
@@ -160,6 +161,7 @@ class Client:
         self.subscriber = SubscriberServiceStub(self.wire)
         self.channels = ChannelServiceStub(self.wire)
         self.groups = GroupServiceStub(self.wire)
+        self.letters = DeadLetterServiceStub(self.wire)
         self.messages = MessageServiceStub(self.wire)
         self.cluster = ClusterServiceStub(self.wire)
 

@@ -9,7 +9,15 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from ringpost.v1 import channel_pb2, cluster_pb2, group_pb2, message_pb2, publish_pb2, subscribe_pb2
+from ringpost.v1 import (
+    channel_pb2,
+    cluster_pb2,
+    dead_letter_pb2,
+    group_pb2,
+    message_pb2,
+    publish_pb2,
+    subscribe_pb2,
+)
 from ringpost.v1.channel_pb2 import PurgeChannelRequest
 from ringpost.v1.common_pb2 import OffsetRange
 from ringpost.v1.group_pb2 import AddGroupRequest
@@ -29,6 +37,7 @@ from tests.integration.bad_requests import (
     CLUSTER,
     GROUPS,
     INVALID,
+    LETTERS,
     LIMITS,
     OPENS,
     PUBLISHES,
@@ -52,8 +61,8 @@ from tests.integration.broker import (
     until,
 )
 
-UNARY = PUBLISHES + CHANNELS + GROUPS + READS + CLUSTER
-FILES = (publish_pb2, channel_pb2, group_pb2, message_pb2, cluster_pb2)
+UNARY = PUBLISHES + CHANNELS + GROUPS + LETTERS + READS + CLUSTER
+FILES = (publish_pb2, channel_pb2, group_pb2, dead_letter_pb2, message_pb2, cluster_pb2)
 UNARY_METHODS = [
     f"{service.full_name}/{method.name}"
     for file in FILES
@@ -104,6 +113,7 @@ async def everything(client: Client) -> list[Any]:
     groups = await client.all_groups()
     for group in groups:
         group.ClearField("members")
+        group.ClearField("lag_ms")
     return [node.published_messages, node.boot, channels, groups]
 
 
@@ -338,6 +348,7 @@ async def test_the_bounds_themselves_are_allowed(nodes: dict[bool, SimpleNamespa
         retention_bytes=(1 << 64) - 1,
         retention_messages=(1 << 64) - 1,
         max_message_bytes=65_536,
+        dedup_window_ms=86_400_000,
     )
     answer = await client.channels.SetChannel(channel_pb2.SetChannelRequest(name="orders", config=config))
     assert answer.channel.config == config

@@ -12,7 +12,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ringpost.v1 import channel_pb2, cluster_pb2, group_pb2, message_pb2
+from ringpost.v1 import channel_pb2, cluster_pb2, dead_letter_pb2, group_pb2, message_pb2
 from ringpost.v1.channel_pb2 import ChannelConfig, ChannelInfo
 from ringpost.v1.common_pb2 import OffsetRange, Start
 from ringpost.v1.publish_pb2 import Batch, Message, PublishRequest, PublishStreamRequest, PublishStreamResponse
@@ -22,6 +22,7 @@ from ringpost.v1.subscribe_pb2 import (
     Credit,
     GrantCredit,
     Nack,
+    Reject,
     Settle,
     SubscribeRequest,
     SubscribeResponse,
@@ -76,6 +77,7 @@ async def kept(client: Client) -> list[Any]:
     found.ClearField("epoch")
     assert isinstance(found, ChannelInfo)
     group = (await client.groups.GetGroup(group_pb2.GetGroupRequest(channel=KEPT, name="g"))).group
+    group.ClearField("lag_ms")  # which grows by itself
     return [found.subscription_count, found, group, [message async for message in client.read(KEPT, 0, 100)]]
 
 
@@ -86,6 +88,7 @@ PUBLISH = PublishRequest(
     channel="orders", batch=BATCH, count=2, durability=2, producer_id=77, producer_epoch=1, first_sequence=0
 )
 RANGES = [OffsetRange(first=0, last=5), OffsetRange(first=50, last=1 << 62)]
+SELECT = dead_letter_pb2.DeadLetterSelection(from_number=1, until_number=9, max_letters=5, filters=["header.a=b"])
 UNARY = {
     "PublisherService/Publish": PUBLISH,
     "ChannelService/AddChannel": channel_pb2.AddChannelRequest(
@@ -104,8 +107,26 @@ UNARY = {
     "GroupService/GetGroup": group_pb2.GetGroupRequest(channel="orders", name="g"),
     "GroupService/ListGroups": group_pb2.ListGroupsRequest(channel="orders", page_size=3, page_token="b3JkZXJzCmc="),
     "GroupService/SeekGroup": group_pb2.SeekGroupRequest(channel="orders", name="g", to=Start(offset=7)),
+    "GroupService/PauseGroup": group_pb2.PauseGroupRequest(channel="orders", name="g"),
+    "GroupService/ResumeGroup": group_pb2.ResumeGroupRequest(channel="orders", name="g"),
     "GroupService/DeleteGroup": group_pb2.DeleteGroupRequest(channel="orders", name="g"),
+    "GroupService/SetGroup": group_pb2.SetGroupRequest(
+        channel="orders",
+        name="g",
+        config=group_pb2.GroupConfig(retry=group_pb2.RetryPolicy(backoff=3, delay_ms=5), max_attempts=2),
+    ),
+    "DeadLetterService/ListDeadLetters": dead_letter_pb2.ListDeadLettersRequest(
+        channel="orders", group="g", select=SELECT, without_message=True
+    ),
+    "DeadLetterService/GetDeadLetter": dead_letter_pb2.GetDeadLetterRequest(channel="orders", group="g", number=1),
+    "DeadLetterService/RedriveDeadLetters": dead_letter_pb2.RedriveDeadLettersRequest(
+        channel="orders", group="g", numbers=[0, 1, 1 << 62]
+    ),
+    "DeadLetterService/DropDeadLetters": dead_letter_pb2.DropDeadLettersRequest(
+        channel="orders", group="g", select=SELECT
+    ),
     "MessageService/GetMessages": message_pb2.GetMessagesRequest(channel="orders", offset=50, max_messages=20),
+    "MessageService/ExplainMessage": message_pb2.ExplainMessageRequest(channel="orders", offset=50, group="g"),
     "ClusterService/GetRoutes": cluster_pb2.GetRoutesRequest(channels=["orders", "x"]),
     "ClusterService/GetNode": cluster_pb2.GetNodeRequest(),
 }
@@ -116,6 +137,7 @@ SUBSCRIBES = [
     SubscribeRequest(credit=GrantCredit(subscription_id=1, credit=Credit(messages=50, bytes=1 << 40))),
     SubscribeRequest(settle=Settle(subscription_id=2, correlation=4, ranges=RANGES, cumulative=True, ack=Ack())),
     SubscribeRequest(settle=Settle(subscription_id=2, ranges=RANGES[:1], nack=Nack(delay_ms=1))),
+    SubscribeRequest(settle=Settle(subscription_id=2, ranges=RANGES[:1], reject=Reject(reason="no"))),
     SubscribeRequest(close=CloseSubscription(subscription_id=2)),
 ]
 

@@ -1,13 +1,14 @@
 """TLS between real processes: clients and nodes prove who they are, and certificates are renewed under load."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from ringpost.client import Client, Options, Unavailable, connect
+from ringpost.client import Client, Options, PendingPublish, Unavailable, connect
 from tests.certificates import Authority
 from tests.etcd_server import EtcdServer, free_ports
 from tests.integration.broker import Node
@@ -61,26 +62,64 @@ async def test_clients_without_a_certificate_are_refused_where_one_is_wanted(
 async def test_a_certificate_is_renewed_under_load_and_no_message_is_dropped(
     authority: Authority, tmp_path: Path
 ) -> None:
+    """Publishes and deliveries are under way on streams that stand, before, while and after the files are replaced."""
     cert, key = authority.issue("localhost", as_="renewed")
     other = Authority(tmp_path / "other")
     with Node(tmp_path / "n", "--tls-cert-file", str(cert), "--tls-key-file", str(key)) as node:
         async with connect(node.address, credentials=credentials(authority)) as mq:
-            await _publish(mq, 200)
+            load = Load(mq)
+            writing, reading = asyncio.create_task(load.write()), asyncio.create_task(load.read())
+            await load.goes_on()
             # The next certificate is another authority's: who connects from now on must trust that one.
             for made, path in zip(other.issue("localhost"), (cert, key), strict=True):
+                await load.goes_on()
                 made.replace(path)
-            await _publish(mq, 200)
+            await load.goes_on()
             assert await refused(node.address, credentials(authority))
             async with connect(node.address, credentials=credentials(other)) as late:
-                await _publish(late, 200)
-                await _publish(mq, 200)
-                assert (await late.channels.get("load")).end_offset == 800
+                assert (await late.publish("late", "x")).offset == 0
+                await load.goes_on()
+                load.over = True
+                await asyncio.wait_for(writing, 20)
+                await load.goes_on(0)
+                reading.cancel()
+                assert (await late.channels.get("load")).end_offset == load.written
+        assert load.got == [str(number) for number in range(load.written)], "each once, in order"
         assert "certificate.renewed" in node.stderr
 
 
-async def _publish(mq: Client, count: int) -> None:
-    for one in [mq.publish_nowait("load", str(n)) for n in range(count)]:
-        await one
+class Load:
+    """Messages with numbers to "load", several outstanding at any time, and a subscriber of them."""
+
+    def __init__(self, mq: Client) -> None:
+        self.over = False
+        self.written = 0
+        self.got: list[str] = []
+        self._mq = mq
+
+    async def write(self) -> None:
+        """Until it is over; raises what became of a message that was not stored."""
+        pending: deque[PendingPublish] = deque()
+        while not self.over:
+            pending.append(self._mq.publish_nowait("load", str(self.written)))
+            self.written += 1
+            if len(pending) > 50:
+                await pending.popleft()
+            await asyncio.sleep(0.001)
+        for one in pending:
+            await one
+
+    async def read(self) -> None:
+        """Until it is cancelled."""
+        async for message in self._mq.subscription("load", start="earliest"):
+            self.got.append(message.text())
+
+    async def goes_on(self, more: int = 100) -> None:
+        """So many more are published, and they and all before them read."""
+        until = self.written + more
+        async with asyncio.timeout(20):
+            while len(self.got) < until:
+                await asyncio.sleep(0.01)
 
 
 class TlsCluster:

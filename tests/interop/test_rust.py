@@ -35,8 +35,8 @@ def client() -> Path:
     if shutil.which("cargo") is None:
         pytest.skip("cargo is not installed")
     target = CRATE / "target"
-    run("cargo", "build", "--release", "--quiet", "--target-dir", target, cwd=CRATE)
-    return target / "release" / "ringpost-interop"
+    run("cargo", "build", "--quiet", "--target-dir", target, cwd=CRATE)
+    return target / "debug" / "ringpost-interop"
 
 
 def test_publish_subscribe_settle_and_errors_from_rust(client: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ringpost.cluster.view import NodeRef
 from ringpost.node.config import Config
 from ringpost.node.errors import DataLoss, RingpostError
 from ringpost.node.groups.changes import Ack, Nack, Outcome, Reject
+from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.health import Health
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.disk import DiskState
@@ -47,6 +48,7 @@ class Listener:
     """A member that asks when it likes."""
 
     consumer = "m"
+    has_credit = True
 
     def advanced(self) -> None:
         """It looks by itself."""
@@ -191,7 +193,8 @@ class Workload:
 
     def add_group(self, name: str) -> None:
         channel = self.node.storage.store.find(name)
-        group = add_group(channel, "g", GroupSettings(), 0, self.asked("group", name))
+        settings = GroupSettings(policy=RetryPolicy(dead_letters=True))
+        group = add_group(channel, "g", settings, 0, self.asked("group", name))
         group.join(1, Listener())
 
     def settle(self) -> None:

@@ -4,33 +4,25 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from ringpost.cluster.view import Leader, NodeRef, Replica, Role, ShardRecord, View
-from ringpost.node.cluster_stats import GROUPS_LOOKED_AT, GROUPS_NAMED, cluster_stats, group_lags
+from ringpost.node.cluster_stats import box_counts, cluster_stats
+from ringpost.node.groups.changes import Reject
+from ringpost.node.groups.policy import RetryPolicy
+from ringpost.node.shard.group import GroupSettings, add_group
+from tests.node.shard.fakes import Outcomes, Rig
 
 
-def group(number: int, lag: int) -> Any:
-    channel = SimpleNamespace(name=f"c{number}", end_offset=lag)
-    return SimpleNamespace(name="g", channel=channel, core=SimpleNamespace(pending=lambda end: end))
-
-
-def test_the_groups_that_lag_most_are_named_and_no_others() -> None:
-    lags = group_lags(group(n, n) for n in range(200))
-    assert len(lags) == GROUPS_NAMED
-    assert next(iter(lags.items())) == ("c199/g", 199)
-    assert min(lags.values()) == 200 - GROUPS_NAMED
-    assert group_lags([group(1, 0)]) == {}, "one that is done is not named"
-
-
-def test_a_node_with_very_many_groups_looks_at_some() -> None:
-    looked = 0
-
-    def endless() -> Any:
-        nonlocal looked
-        while True:
-            looked += 1
-            yield group(looked, 1)
-
-    group_lags(endless())
-    assert looked <= GROUPS_LOOKED_AT + 1
+def test_groups_with_dead_letters_are_counted() -> None:
+    rig = Rig()
+    for number in range(3):
+        found = rig.channel(f"c{number}")
+        rig.publish(found, "a", "b")
+        made = add_group(found, "g", GroupSettings(policy=RetryPolicy(dead_letters=True)), 0, Outcomes())
+        if number:
+            made.settle_any(Reject(""), [(0, number - 1)], lambda _: None)
+        rig.time.turn()
+        rig.commit()
+    assert box_counts(rig.store.boxes()) == {"c2/g": 2, "c1/g": 1}
+    assert rig.log.burials.letters == 3
 
 
 def record(shard: int, leader: str, *, learner: str = "") -> ShardRecord:
@@ -46,7 +38,8 @@ def test_the_view_is_counted_as_this_node_sees_it() -> None:
     serving = [SimpleNamespace(serving=n == 0, position=12, committed=2) for n in range(4)]
     replicator = SimpleNamespace(
         store=SimpleNamespace(shards=serving),
-        counters=SimpleNamespace(leaderships=4, snapshots_sent=1, snapshots_installed=2),
+        counters=SimpleNamespace(leaderships=4),
+        snapshots=SimpleNamespace(sent=1, received=2),
     )
     member = SimpleNamespace(
         replicator=replicator, peers=SimpleNamespace(unreachable={"b"}), coordination=SimpleNamespace(lease_s=3.5)

@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "disk_fail_fraction": 0.99,
     "max_message_bytes": 1000,
     "peer_listen": "127.0.0.1:9001",
+    "shared_listen": "127.0.0.1:9002",
     "peer_advertise": "broker.example:7401",
 }
 
@@ -196,6 +197,16 @@ def test_plain_text_for_other_machines_needs_insecure(address: str) -> None:
     with pytest.raises(ConfigError, match=r"--listen: listen: .* --insecure"):
         load_config([f"--listen={address}"], {})
     assert load_config([f"--listen={address}", "--insecure"], {}).listen == address
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:7402", "192.0.2.1:7402", "broker:7402"])
+def test_metrics_and_health_for_other_machines_need_a_word_too(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"--http-listen: http_listen: .* http_insecure"):
+        load_config([f"--http-listen={address}"], {})
+    for word in ("--insecure", "--http-insecure"):
+        assert load_config([f"--http-listen={address}", word], {}).http_listen == address
+    with pytest.raises(ConfigError, match="--listen"):
+        load_config(["--listen=0.0.0.0:0", f"--http-listen={address}", "--http-insecure"], {})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "127.8.9.10:7400", "[::1]:7400", "localhost:7400"])

@@ -91,3 +91,15 @@ def test_files_of_secrets_are_read(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(settings: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         etcd_options(Config(**settings))
+
+
+def test_a_password_goes_to_another_machine_over_tls_only(tmp_path: Path) -> None:
+    (file := tmp_path / "password").write_text("secret")
+    user: dict[str, Any] = {"etcd_user": "u", "etcd_password_file": str(file)}
+    far = {"etcd_endpoints": "127.0.0.1:2379,etcd.example:2379"}
+    with pytest.raises(ConfigError, match=r"etcd_user: its password would go to etcd\.example:2379 in plain text"):
+        etcd_options(Config(**user, **far))
+    assert etcd_options(Config(**user)).password == "secret"
+    assert etcd_options(Config(**user, **far, insecure=True)).password == "secret"
+    assert etcd_options(Config(**user, **far, etcd_ca_file=str(file))).tls
+    assert not etcd_options(Config(**far)).password

@@ -7,7 +7,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ringpost.node.health import AS_READY, PARTS, SERVICES, Health, HealthService
+from ringpost.node.health import AS_READY, PARTS, SERVICES, Health
+from ringpost.node.services.health import HealthService
 
 States = health_pb2.HealthCheckResponse
 
@@ -35,6 +36,7 @@ def test_a_node_that_starts_is_only_alive() -> None:
     [
         ("journal", {"ready", "storage"}),
         ("disk", {"storage"}),
+        ("access", {"storage"}),
         ("shards", {"storage"}),
         ("coordination", {"ready"}),
         ("loop", {"ready"}),
@@ -77,6 +79,7 @@ def test_the_report_names_only_what_counts() -> None:
             "journal": {"ok": True},
             "frames": {"ok": True},
             "disk": {"ok": False, "why": "98 % used"},
+            "access": {"ok": True},
             "shards": {"ok": True},
         },
     }
@@ -108,7 +111,7 @@ def test_wrong_parts_are_our_own_bugs() -> None:
 async def served() -> AsyncIterator[tuple[Health, health_pb2_grpc.HealthStub]]:
     health = well()
     server = grpc.aio.server()
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(health), server)
+    server.add_generic_rpc_handlers((HealthService(health).handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -156,17 +159,52 @@ async def test_watch_tells_changes(served) -> None:
     health.set_part("disk", True)
     assert (await call.read()).status == States.SERVING
     call.cancel()
-    unknown = stub.Watch(health_pb2.HealthCheckRequest(service="x"))
-    assert (await unknown.read()).status == States.SERVICE_UNKNOWN
-    unknown.cancel()
 
 
-async def test_watchers_are_bounded(served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_of_an_unknown_service_ends_with_that_and_keeps_nothing(served) -> None:
+    health, stub = served
+    for name in ("x", "x" * 3_000_000):
+        unknown = stub.Watch(health_pb2.HealthCheckRequest(service=name))
+        assert (await unknown.read()).status == States.SERVICE_UNKNOWN
+        assert await unknown.code() is grpc.StatusCode.NOT_FOUND
+    assert not health._listeners
+
+
+async def test_one_address_has_so_many_watches_and_may_check(served, monkeypatch: pytest.MonkeyPatch) -> None:
     _, stub = served
-    monkeypatch.setattr("ringpost.node.health.WATCHERS_MAX", 1)
+    monkeypatch.setattr("ringpost.node.services.health.ADDRESS_WATCHERS_MAX", 1)
     first = stub.Watch(health_pb2.HealthCheckRequest(service=""))
     assert (await first.read()).status == States.SERVING
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Watch(health_pb2.HealthCheckRequest(service="")).read()
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await stub.Check(health_pb2.HealthCheckRequest(service=""))).status == States.SERVING
     first.cancel()
+
+
+async def test_of_too_many_watches_one_of_who_has_most_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringpost.node.services.health.WATCHERS_MAX", 3)
+    made = HealthService(well())
+    ended: dict[str, str] = {}
+
+    class Context:
+        def __init__(self, peer: str) -> None:
+            self.peer = lambda: peer
+
+        async def write(self, message: bytes) -> None:
+            assert States.FromString(message).status == States.SERVING
+
+        async def abort(self, code: grpc.StatusCode, text: str) -> None:
+            ended[self.peer()] = f"{code.name} {text}"
+
+    peers = ("ipv4:10.0.0.9:1", "ipv6:%5B2001:db8::1%5D:1", "ipv6:%5B2001:db8::2%5D:1", "ipv4:10.0.0.8:1")
+    watches = []
+    for peer in peers:
+        watches.append(asyncio.create_task(made.watch("ready", Context(peer))))
+        await asyncio.sleep(0)
+    await asyncio.wait({watches[1]}, timeout=5)
+    assert list(ended) == [peers[1]], "the older of the two that share half of an IPv6 address"
+    assert ended[peers[1]].startswith("UNAVAILABLE the node has its 3 watches")
+    made.close()
+    await asyncio.gather(*watches)
+    assert made._watchers == {}

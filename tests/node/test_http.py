@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPResponse
 from urllib.request import urlopen
 
 import pytest
 
 from ringpost.node.health import PARTS, Health
-from ringpost.node.http import THREADS_MAX, HttpServer, LoopHung, Pages, call_on_loop
+from ringpost.node.http import THREADS_MAX, HttpServer, LoopHung, Page, Pages, call_on_loop
 from ringpost.node.metrics import Stats
 
 
@@ -153,20 +154,32 @@ async def test_garbage_is_a_bad_request(node: Node) -> None:
 
 
 async def test_silent_clients_take_bounded_threads_and_end() -> None:
+    before = threading.active_count()
     node = Node(request_seconds_max=0.5)
-    silent = [await asyncio.to_thread(node.connect) for _ in range(THREADS_MAX)]
-    refused = await asyncio.to_thread(node.connect)
-    assert b"503" in await asyncio.to_thread(refused.recv, 1000)
-    # Their time is over: the server hangs up, and serves again.
+    silent = [await asyncio.to_thread(node.connect) for _ in range(THREADS_MAX * 3)]
+    assert threading.active_count() - before <= THREADS_MAX * 2 + 3, "each with its timer; the server, and this test's"
+    # Their time is over: the server hangs up.
     for client in silent:
         assert await asyncio.to_thread(client.recv, 1) == b""
         client.close()
+    await node.server.stop()
+
+
+async def test_while_all_threads_are_busy_with_requests_more_are_turned_away() -> None:
+    node = Node()
+    go_on = threading.Event()
+    node.server._pages.page = lambda _: (go_on.wait(10), Page(HTTPStatus.OK, "text/plain", b"done"))[1]  # type: ignore[method-assign]
+    asking = [await asyncio.to_thread(node.connect) for _ in range(THREADS_MAX)]
+    for one in asking:
+        one.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+    await asyncio.sleep(0.3)
+    refused = await asyncio.to_thread(node.connect)
+    assert b"503" in await asyncio.to_thread(refused.recv, 1000)
+    go_on.set()
+    for one in asking:
+        assert b"200" in await asyncio.to_thread(one.recv, 1000)
+        one.close()
     refused.close()
-    for _ in range(100):
-        if (await node.get("/health/live"))[0] == 200:
-            break
-    else:
-        pytest.fail("threads did not come back")
     await node.server.stop()
 
 
@@ -230,3 +243,16 @@ async def test_what_the_function_raises_comes_back() -> None:
     with pytest.raises(TimeoutError, match="mine"):
         await asyncio.to_thread(call_on_loop, loop, broken, 5.0)
     assert await asyncio.to_thread(call_on_loop, loop, lambda: 7, 5.0) == 7
+
+
+async def test_connections_without_a_request_keep_no_probe_out(node: Node) -> None:
+    silent = [node.connect() for _ in range(THREADS_MAX * 3)]
+    try:
+        for _ in range(5):
+            assert (await node.get("/health/live"))[0] == 200
+        # The oldest were hung up, one for each that came after them.
+        silent[0].settimeout(5)
+        assert await asyncio.to_thread(silent[0].recv, 1) == b""
+    finally:
+        for one in silent:
+            one.close()

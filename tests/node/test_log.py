@@ -81,6 +81,14 @@ def test_text_lines_are_one_line_each(clock: Clock) -> None:
     assert line.split(" ", 1)[1] == r'WARNING channel.odd name="two\nlines" plain=orders.eu number=3 empty=""'
 
 
+def test_workers_that_share_a_stream_sign_their_lines(clock: Clock) -> None:
+    stream = io.StringIO()
+    log.configure("info", "json", stream, clock, worker="alpha-2")
+    log.info("channel.created", channel="orders.eu")
+    logging.getLogger("somebody").warning("odd")
+    assert [json.loads(line)["worker"] for line in stream.getvalue().splitlines()] == ["alpha-2", "alpha-2"]
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_an_error_carries_the_traceback(form: str, clock: Clock) -> None:
     stream = io.StringIO()
@@ -114,6 +122,18 @@ def test_a_flood_of_one_event_is_cut_and_counted(lines: io.StringIO, clock: Cloc
     log.warning("flood")
     log.warning("flood")
     assert [line.get("suppressed") for line in parsed(lines)[-2:]] == [100 - log.BURST, None]
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_who_did_what_is_written_at_every_level(clock: Clock, level: str) -> None:
+    stream = io.StringIO()
+    log.configure(level, "json", stream, clock)
+    log.audit("audit.act", principal="shop")
+    log.audit("audit.denied", True, principal="shop")
+    assert [(line["event"], line["level"], line["principal"]) for line in parsed(stream)] == [
+        ("audit.act", "info", "shop"),
+        ("audit.denied", "warning", "shop"),
+    ]
 
 
 def test_the_limit_is_bounded_in_names() -> None:

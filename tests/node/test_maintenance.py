@@ -3,10 +3,20 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
+from ringpost.internal.v1.record_pb2 import DeadLetterFrame
+from ringpost.node.groups.changes import Reject
+from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.journal.segment import address_of, offset_of, segment_of, segment_path
+from ringpost.node.shard import retention
+from ringpost.node.shard.boxes import box_of, count
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.commits import Waiting
+from ringpost.node.shard.configure import set_group
+from ringpost.node.shard.group import GroupSettings, add_group
 from ringpost.node.shard.log import frame_length
+from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.journal.faulty_files import FaultyFiles
 from tests.node.shard.fakes import Outcomes, batch_of, publish_of, texts_of
 from tests.node.storage_rig import DIRECTORY, Node, config_of
@@ -146,6 +156,67 @@ async def test_retention_goes_on_behind_a_channel_that_cannot_be_read() -> None:
     assert any("damaged" in what for what in node.damages)
     assert row.length == frame_length(batch_of("old"))
     await node.close()
+
+
+async def test_an_inbox_that_its_client_left_behind_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "INBOX_IDLE_US", 0)
+    node = await Node.open(FaultyFiles())
+    store = node.storage.store
+    for name in ("_inbox.a", "kept"):
+        store.add(name, ChannelLimits(retention_age_ms=1), Outcomes())
+    await publish(node, "_inbox.a", "an answer that nobody takes")
+    inbox = store.find("_inbox.a")
+    while store.get("_inbox.a") is not None:
+        await node.maintenance.retain()
+        await node.committed()
+    assert inbox.removed
+    assert store.get("kept") is not None
+    await node.close()
+
+
+async def test_dead_letters_go_by_their_own_retention_and_move_with_their_segments() -> None:
+    files = FaultyFiles()
+    node = await Node.open(files, config_of(max_batch_bytes=4096, max_message_bytes=4096))
+    channel = await publish(node, "a", *(f"m{number}" for number in range(6)))
+    settings = GroupSettings(policy=RetryPolicy(dead_letters=True))
+    group = add_group(channel, "g", settings, 0, Outcomes())
+    await node.committed()
+
+    async def bury(offset: int) -> None:
+        done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        group.settle_any(Reject("bad"), [(offset, offset)], done.set_result)
+        await done
+
+    for offset in range(4):
+        await bury(offset)
+        for _ in range(5):
+            fill = await publish(node, "fill", BIG)
+    await trim(node, fill, fill.end_offset)
+    await publish(node, "fill", BIG)
+    for _ in range(2):
+        await node.maintenance.checkpoint()
+    box = box_of(group)
+    assert box is not None
+    old = {segment_of(row.address) for row in box.index.rows(0, 4)}
+    assert len(old) > 1
+    assert not old.intersection((await reclaimed(node))[:-1])
+
+    set_group(group, GroupConfig(dead_letter_bytes=box.stored_bytes - 1), Outcomes())
+    await node.committed()
+    await node.maintenance.retain()
+    await node.committed()
+    assert (count(group), box.first_offset) == (3, 1)
+    await node.close()
+
+    again = await Node.open(files)
+    found = again.storage.store.find_group(again.storage.store.find("a"), "g")
+    kept = box_of(found)
+    assert kept is not None
+    frames = [frame for frame in await again.frames(kept) if frame is not None]
+    letters = [letter for frame in frames for letter in DeadLetterFrame.FromString(frame.body).letters]
+    assert [letter.message.data for letter in letters] == [b"m1", b"m2", b"m3"]
+    assert (count(found), found.core.settled_below) == (3, 4)
+    await again.close()
 
 
 async def test_a_checkpoint_is_written_only_when_all_that_it_knows_is_durable() -> None:

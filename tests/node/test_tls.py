@@ -1,12 +1,13 @@
 """Certificates from files: what is refused, what is taken up anew, what stays in use."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from ringpost.node.config import Config, ConfigError, load_config
-from ringpost.node.tls import Certificate, Dialer, TlsError, certificates
+from ringpost.node.tls import Certificate, Dialer, TlsError, certificates, peer_name
 from tests.certificates import Authority
 
 
@@ -62,6 +63,26 @@ async def test_connections_show_the_newest_certificate(authority: Authority) -> 
     assert isinstance(channel, grpc.aio.Channel)
     await channel.close()
     assert Dialer().version == 0, "plain text"
+
+
+async def test_the_log_names_the_node_whose_certificate_calls(authority: Authority) -> None:
+    async def told(_request: bytes, context: Any) -> bytes:
+        return peer_name(context).encode()
+
+    server = grpc.aio.server()
+    methods: Any = {"Who": grpc.unary_unary_rpc_method_handler(told)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", methods),))
+    shown, _, _ = certificate(authority, "n1")
+    secure = server.add_secure_port("127.0.0.1:0", shown.server(mutual=True))
+    plain = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    names = []
+    for caller, port in ((Dialer(certificate(authority, "n2")[0]), secure), (Dialer(), plain)):
+        async with caller.dial("n1", f"127.0.0.1:{port}", ()) as channel:
+            who: Any = channel.unary_unary("/t/Who")
+            names.append((await who(b"", timeout=10)).decode().partition(":")[0])
+    await server.stop(None)
+    assert names == ["node 127.0.0.1, n2 at ipv4", "node ? at ipv4"]
 
 
 def test_without_files_there_is_plain_text() -> None:

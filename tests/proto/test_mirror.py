@@ -66,6 +66,8 @@ PUBLISH = publish_pb2.PublishRequest(
     producer_id=2**64 - 1,
     producer_epoch=2**32 - 1,
     first_sequence=2**63,
+    expected_offset=2**64 - 1,
+    traceparent=f"00-{1:032x}-{2:016x}-01",
 )
 DELIVERED = subscribe_pb2.DeliveredBatch(
     first_offset=2**40,
@@ -75,6 +77,7 @@ DELIVERED = subscribe_pb2.DeliveredBatch(
     batch=BATCH,
     attempt=3,
     lease_ms=30_000,
+    last_reason="timeout",
     channel="orders.eu",
 )
 DELIVER = subscribe_pb2.Deliver(subscription_id=7, batches=[DELIVERED, DELIVERED])

@@ -75,9 +75,13 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
         faults_before = len(cluster.faults())
         channels = await cluster.channels_on_all_nodes(name, PER_NODE)
         async with Load(cluster.addresses, channels) as load:
-            yield load
-            await accepted_everywhere(cluster, load)
-            await load.finish()
+            try:
+                yield load
+                await accepted_everywhere(cluster, load)
+                await load.finish()
+            except AssertionError:
+                print(await cluster.describe())
+                raise
             print(f"\n{request.node.name}: {load.told()}")
         assert cluster.faults()[faults_before:] == []
 

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 import grpc
 
 from ringpost.client.routes import shard_of
+from ringpost.cluster.placement import Site, place
 from ringpost.v1.cluster_pb2 import (
     Desired,
     GetClusterRequest,
@@ -244,6 +245,19 @@ class LocalCluster:
             return calm and bool(status.shard_count and status.controller)
 
         return await self.until(all_in_sync, "every copy in sync", seconds)
+
+    async def home(self, seconds: float = 60.0) -> float:
+        """Until, beyond that, every shard is led by the node that shall lead it: no hand-over is to come."""
+
+        async def all_home() -> bool:
+            status, members = await self.status(), (await self.members()).values()
+            sites = frozenset(Site(member.node, member.zone, 1, member.host) for member in members if member.alive)
+            leading = frozenset(site.node for site in sites)
+            placed = place(sites, leading, status.shard_count, status.replication_factor)
+            owners = {shard.shard: shard.owner for shard in (await self.routes()).shards}
+            return not status.moves and all(owners[shard] == wanted[0] for shard, wanted in enumerate(placed))
+
+        return await self.until(all_home, "every shard led by the node that shall lead it", seconds)
 
     async def heal(self) -> None:
         """Ends every fault that is still there and waits until the cluster is whole."""

@@ -38,7 +38,7 @@ async def test_a_killed_node_is_replaced_and_comes_back(cluster: LocalCluster, l
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("who", ["leader", "follower"])
+@pytest.mark.parametrize("who", ["leader", "follower", "controller", "entry"])
 async def test_a_frozen_node_loses_its_leases_and_does_no_harm_afterwards(
     cluster: LocalCluster, loaded: Loaded, who: str
 ) -> None:

@@ -28,6 +28,7 @@ class ChannelConfig(_message.Message):
     RETENTION_BYTES_FIELD_NUMBER: _builtins.int
     RETENTION_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    DEDUP_WINDOW_MS_FIELD_NUMBER: _builtins.int
     retention_age_ms: _builtins.int
     """Messages older than this may be removed."""
     retention_bytes: _builtins.int
@@ -36,6 +37,14 @@ class ChannelConfig(_message.Message):
     """The oldest are removed while there are more than this."""
     max_message_bytes: _builtins.int
     """Greatest encoded Message. 0: the node's limit; never above it."""
+    dedup_window_ms: _builtins.int
+    """Messages are deduplicated by their message_id, whoever publishes them, for so long by the owner's clock: 1,000 (a
+    second) to 86,400,000 (a day); 0: they are not. A batch whose ids were all stored within this time, one behind the
+    other as they come now, is answered with their first offsets and `duplicate`; nothing is appended, also when these
+    messages were removed since. A batch of which only some were, or in which an id is twice, is refused with
+    ALREADY_EXISTS DUPLICATE_IDS. Messages without an id are always new. The latest 100,000 ids of a channel count. The
+    window outlives restarts and changes of the owner; turned on, or made longer, it fills with what comes from then on.
+    """
     def __init__(
         self,
         *,
@@ -43,11 +52,14 @@ class ChannelConfig(_message.Message):
         retention_bytes: _builtins.int | None = ...,
         retention_messages: _builtins.int | None = ...,
         max_message_bytes: _builtins.int | None = ...,
+        dedup_window_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_message_bytes", b"_max_message_bytes", "_retention_age_ms", b"_retention_age_ms", "_retention_bytes", b"_retention_bytes", "_retention_messages", b"_retention_messages", "max_message_bytes", b"max_message_bytes", "retention_age_ms", b"retention_age_ms", "retention_bytes", b"retention_bytes", "retention_messages", b"retention_messages"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dedup_window_ms", b"_dedup_window_ms", "_max_message_bytes", b"_max_message_bytes", "_retention_age_ms", b"_retention_age_ms", "_retention_bytes", b"_retention_bytes", "_retention_messages", b"_retention_messages", "dedup_window_ms", b"dedup_window_ms", "max_message_bytes", b"max_message_bytes", "retention_age_ms", b"retention_age_ms", "retention_bytes", b"retention_bytes", "retention_messages", b"retention_messages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_message_bytes", b"_max_message_bytes", "_retention_age_ms", b"_retention_age_ms", "_retention_bytes", b"_retention_bytes", "_retention_messages", b"_retention_messages", "max_message_bytes", b"max_message_bytes", "retention_age_ms", b"retention_age_ms", "retention_bytes", b"retention_bytes", "retention_messages", b"retention_messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dedup_window_ms", b"_dedup_window_ms", "_max_message_bytes", b"_max_message_bytes", "_retention_age_ms", b"_retention_age_ms", "_retention_bytes", b"_retention_bytes", "_retention_messages", b"_retention_messages", "dedup_window_ms", b"dedup_window_ms", "max_message_bytes", b"max_message_bytes", "retention_age_ms", b"retention_age_ms", "retention_bytes", b"retention_bytes", "retention_messages", b"retention_messages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dedup_window_ms: _TypeAlias = _typing.Literal["dedup_window_ms"]  # noqa: Y015
+    _WhichOneofArgType__dedup_window_ms: _TypeAlias = _typing.Literal["_dedup_window_ms", b"_dedup_window_ms"]  # noqa: Y015
     _WhichOneofReturnType__max_message_bytes: _TypeAlias = _typing.Literal["max_message_bytes"]  # noqa: Y015
     _WhichOneofArgType__max_message_bytes: _TypeAlias = _typing.Literal["_max_message_bytes", b"_max_message_bytes"]  # noqa: Y015
     _WhichOneofReturnType__retention_age_ms: _TypeAlias = _typing.Literal["retention_age_ms"]  # noqa: Y015
@@ -56,6 +68,8 @@ class ChannelConfig(_message.Message):
     _WhichOneofArgType__retention_bytes: _TypeAlias = _typing.Literal["_retention_bytes", b"_retention_bytes"]  # noqa: Y015
     _WhichOneofReturnType__retention_messages: _TypeAlias = _typing.Literal["retention_messages"]  # noqa: Y015
     _WhichOneofArgType__retention_messages: _TypeAlias = _typing.Literal["_retention_messages", b"_retention_messages"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dedup_window_ms) -> _WhichOneofReturnType__dedup_window_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_message_bytes) -> _WhichOneofReturnType__max_message_bytes | None: ...
     @_typing.overload

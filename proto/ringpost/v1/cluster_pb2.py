@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/cluster.proto\x12\x0bringpost.v1\"$\n\x10GetRoutesRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x9c\x01\n\x11GetRoutesResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04view\x18\x02 \x01(\x04\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\'\n\x06shards\x18\x04 \x03(\x0b\x32\x17.ringpost.v1.ShardRoute\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.ringpost.v1.NodeAddress\"\\\n\nShardRoute\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\x12\x10\n\x08replicas\x18\x05 \x03(\t\"I\n\x0bNodeAddress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\r\n\x05\x61live\x18\x04 \x01(\x08\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x12\n\x10ListNodesRequest\"9\n\x11ListNodesResponse\x12$\n\x07members\x18\x01 \x03(\x0b\x32\x13.ringpost.v1.Member\"\xea\x01\n\x06Member\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x0f\n\x07session\x18\x06 \x01(\x04\x12%\n\x07\x64\x65sired\x18\x07 \x01(\x0e\x32\x14.ringpost.v1.Desired\x12\x14\n\x0cleader_count\x18\x08 \x01(\r\x12\x15\n\rreplica_count\x18\t \x01(\r\x12\x15\n\rin_sync_count\x18\n \x01(\r\x12\x12\n\ncontroller\x18\x0b \x01(\x08\"E\n\x0eSetNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12%\n\x07\x64\x65sired\x18\x02 \x01(\x0e\x32\x14.ringpost.v1.Desired\"6\n\x0fSetNodeResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.ringpost.v1.Member\"!\n\x11RemoveNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x14\n\x12RemoveNodeResponse\"\x13\n\x11GetClusterRequest\"\x82\x02\n\x12GetClusterResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04view\x18\x02 \x01(\x04\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x1a\n\x12replication_factor\x18\x04 \x01(\r\x12\x0f\n\x07min_isr\x18\x05 \x01(\r\x12\x12\n\ncontroller\x18\x06 \x01(\t\x12\x16\n\x0eoffline_shards\x18\x07 \x03(\r\x12\x1f\n\x17under_replicated_shards\x18\x08 \x03(\r\x12%\n\x05moves\x18\t \x03(\x0b\x32\x16.ringpost.v1.ShardMove\x12\x14\n\x0c\x63oordination\x18\n \x01(\t\"F\n\tShardMove\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\"0\n\x11\x41\x63\x63\x65ptLossRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\"\x14\n\x12\x41\x63\x63\x65ptLossResponse\"6\n\x0fGetNodeResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.ringpost.v1.NodeInfo\"\xde\x03\n\x08NodeInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.ringpost.v1.NodeState\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x04\x12\x17\n\x0fstarted_time_us\x18\x06 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x12\n\ndurability\x18\x08 \x01(\t\x12\x15\n\rchannel_count\x18\t \x01(\x04\x12\x13\n\x0bgroup_count\x18\n \x01(\x04\x12\x1a\n\x12subscription_count\x18\x0b \x01(\x04\x12\x15\n\rjournal_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eresident_bytes\x18\r \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x0e \x01(\x01\x12\x1a\n\x12published_messages\x18\x0f \x01(\x04\x12\x1a\n\x12\x64\x65livered_messages\x18\x10 \x01(\x04\x12\'\n\x06limits\x18\x11 \x01(\x0b\x32\x17.ringpost.v1.NodeLimits\x12\x1a\n\x12quarantined_shards\x18\x12 \x03(\r\x12\x0c\n\x04\x64isk\x18\x13 \x01(\t\x12\x15\n\rlost_messages\x18\x14 \x01(\x04\"z\n\nNodeLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_batch_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12max_batch_messages\x18\x03 \x01(\r\x12\x1c\n\x14\x61uto_create_channels\x18\x04 \x01(\x08*[\n\x07\x44\x65sired\x12\x17\n\x13\x44\x45SIRED_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45SIRED_ACTIVE\x10\x01\x12\x11\n\rDESIRED_DRAIN\x10\x02\x12\x10\n\x0c\x44\x45SIRED_REST\x10\x03*q\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x32\xa1\x04\n\x0e\x43lusterService\x12J\n\tGetRoutes\x12\x1d.ringpost.v1.GetRoutesRequest\x1a\x1e.ringpost.v1.GetRoutesResponse\x12\x44\n\x07GetNode\x12\x1b.ringpost.v1.GetNodeRequest\x1a\x1c.ringpost.v1.GetNodeResponse\x12J\n\tListNodes\x12\x1d.ringpost.v1.ListNodesRequest\x1a\x1e.ringpost.v1.ListNodesResponse\x12\x44\n\x07SetNode\x12\x1b.ringpost.v1.SetNodeRequest\x1a\x1c.ringpost.v1.SetNodeResponse\x12M\n\nRemoveNode\x12\x1e.ringpost.v1.RemoveNodeRequest\x1a\x1f.ringpost.v1.RemoveNodeResponse\x12M\n\nGetCluster\x12\x1e.ringpost.v1.GetClusterRequest\x1a\x1f.ringpost.v1.GetClusterResponse\x12M\n\nAcceptLoss\x12\x1e.ringpost.v1.AcceptLossRequest\x1a\x1f.ringpost.v1.AcceptLossResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/cluster.proto\x12\x0bringpost.v1\"$\n\x10GetRoutesRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x9c\x01\n\x11GetRoutesResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04view\x18\x02 \x01(\x04\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\'\n\x06shards\x18\x04 \x03(\x0b\x32\x17.ringpost.v1.ShardRoute\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.ringpost.v1.NodeAddress\"\\\n\nShardRoute\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\x12\x10\n\x08replicas\x18\x05 \x03(\t\"I\n\x0bNodeAddress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\r\n\x05\x61live\x18\x04 \x01(\x08\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x12\n\x10ListNodesRequest\"9\n\x11ListNodesResponse\x12$\n\x07members\x18\x01 \x03(\x0b\x32\x13.ringpost.v1.Member\"\xf8\x01\n\x06Member\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x0f\n\x07session\x18\x06 \x01(\x04\x12%\n\x07\x64\x65sired\x18\x07 \x01(\x0e\x32\x14.ringpost.v1.Desired\x12\x14\n\x0cleader_count\x18\x08 \x01(\r\x12\x15\n\rreplica_count\x18\t \x01(\r\x12\x15\n\rin_sync_count\x18\n \x01(\r\x12\x12\n\ncontroller\x18\x0b \x01(\x08\x12\x0c\n\x04host\x18\x0c \x01(\t\"E\n\x0eSetNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12%\n\x07\x64\x65sired\x18\x02 \x01(\x0e\x32\x14.ringpost.v1.Desired\"6\n\x0fSetNodeResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.ringpost.v1.Member\"!\n\x11RemoveNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x14\n\x12RemoveNodeResponse\"\x13\n\x11GetClusterRequest\"\x82\x02\n\x12GetClusterResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04view\x18\x02 \x01(\x04\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x1a\n\x12replication_factor\x18\x04 \x01(\r\x12\x0f\n\x07min_isr\x18\x05 \x01(\r\x12\x12\n\ncontroller\x18\x06 \x01(\t\x12\x16\n\x0eoffline_shards\x18\x07 \x03(\r\x12\x1f\n\x17under_replicated_shards\x18\x08 \x03(\r\x12%\n\x05moves\x18\t \x03(\x0b\x32\x16.ringpost.v1.ShardMove\x12\x14\n\x0c\x63oordination\x18\n \x01(\t\"F\n\tShardMove\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\"0\n\x11\x41\x63\x63\x65ptLossRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\"\x14\n\x12\x41\x63\x63\x65ptLossResponse\"6\n\x0fGetNodeResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.ringpost.v1.NodeInfo\"\xde\x03\n\x08NodeInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.ringpost.v1.NodeState\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x04\x12\x17\n\x0fstarted_time_us\x18\x06 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x12\n\ndurability\x18\x08 \x01(\t\x12\x15\n\rchannel_count\x18\t \x01(\x04\x12\x13\n\x0bgroup_count\x18\n \x01(\x04\x12\x1a\n\x12subscription_count\x18\x0b \x01(\x04\x12\x15\n\rjournal_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eresident_bytes\x18\r \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x0e \x01(\x01\x12\x1a\n\x12published_messages\x18\x0f \x01(\x04\x12\x1a\n\x12\x64\x65livered_messages\x18\x10 \x01(\x04\x12\'\n\x06limits\x18\x11 \x01(\x0b\x32\x17.ringpost.v1.NodeLimits\x12\x1a\n\x12quarantined_shards\x18\x12 \x03(\r\x12\x0c\n\x04\x64isk\x18\x13 \x01(\t\x12\x15\n\rlost_messages\x18\x14 \x01(\x04\"z\n\nNodeLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_batch_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12max_batch_messages\x18\x03 \x01(\r\x12\x1c\n\x14\x61uto_create_channels\x18\x04 \x01(\x08*[\n\x07\x44\x65sired\x12\x17\n\x13\x44\x45SIRED_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45SIRED_ACTIVE\x10\x01\x12\x11\n\rDESIRED_DRAIN\x10\x02\x12\x10\n\x0c\x44\x45SIRED_REST\x10\x03*q\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x32\xa1\x04\n\x0e\x43lusterService\x12J\n\tGetRoutes\x12\x1d.ringpost.v1.GetRoutesRequest\x1a\x1e.ringpost.v1.GetRoutesResponse\x12\x44\n\x07GetNode\x12\x1b.ringpost.v1.GetNodeRequest\x1a\x1c.ringpost.v1.GetNodeResponse\x12J\n\tListNodes\x12\x1d.ringpost.v1.ListNodesRequest\x1a\x1e.ringpost.v1.ListNodesResponse\x12\x44\n\x07SetNode\x12\x1b.ringpost.v1.SetNodeRequest\x1a\x1c.ringpost.v1.SetNodeResponse\x12M\n\nRemoveNode\x12\x1e.ringpost.v1.RemoveNodeRequest\x1a\x1f.ringpost.v1.RemoveNodeResponse\x12M\n\nGetCluster\x12\x1e.ringpost.v1.GetClusterRequest\x1a\x1f.ringpost.v1.GetClusterResponse\x12M\n\nAcceptLoss\x12\x1e.ringpost.v1.AcceptLossRequest\x1a\x1f.ringpost.v1.AcceptLossResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESIRED']._serialized_start=2027
-  _globals['_DESIRED']._serialized_end=2118
-  _globals['_NODESTATE']._serialized_start=2120
-  _globals['_NODESTATE']._serialized_end=2233
+  _globals['_DESIRED']._serialized_start=2041
+  _globals['_DESIRED']._serialized_end=2132
+  _globals['_NODESTATE']._serialized_start=2134
+  _globals['_NODESTATE']._serialized_end=2247
   _globals['_GETROUTESREQUEST']._serialized_start=42
   _globals['_GETROUTESREQUEST']._serialized_end=78
   _globals['_GETROUTESRESPONSE']._serialized_start=81
@@ -50,31 +50,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTNODESRESPONSE']._serialized_start=460
   _globals['_LISTNODESRESPONSE']._serialized_end=517
   _globals['_MEMBER']._serialized_start=520
-  _globals['_MEMBER']._serialized_end=754
-  _globals['_SETNODEREQUEST']._serialized_start=756
-  _globals['_SETNODEREQUEST']._serialized_end=825
-  _globals['_SETNODERESPONSE']._serialized_start=827
-  _globals['_SETNODERESPONSE']._serialized_end=881
-  _globals['_REMOVENODEREQUEST']._serialized_start=883
-  _globals['_REMOVENODEREQUEST']._serialized_end=916
-  _globals['_REMOVENODERESPONSE']._serialized_start=918
-  _globals['_REMOVENODERESPONSE']._serialized_end=938
-  _globals['_GETCLUSTERREQUEST']._serialized_start=940
-  _globals['_GETCLUSTERREQUEST']._serialized_end=959
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=962
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=1220
-  _globals['_SHARDMOVE']._serialized_start=1222
-  _globals['_SHARDMOVE']._serialized_end=1292
-  _globals['_ACCEPTLOSSREQUEST']._serialized_start=1294
-  _globals['_ACCEPTLOSSREQUEST']._serialized_end=1342
-  _globals['_ACCEPTLOSSRESPONSE']._serialized_start=1344
-  _globals['_ACCEPTLOSSRESPONSE']._serialized_end=1364
-  _globals['_GETNODERESPONSE']._serialized_start=1366
-  _globals['_GETNODERESPONSE']._serialized_end=1420
-  _globals['_NODEINFO']._serialized_start=1423
-  _globals['_NODEINFO']._serialized_end=1901
-  _globals['_NODELIMITS']._serialized_start=1903
-  _globals['_NODELIMITS']._serialized_end=2025
-  _globals['_CLUSTERSERVICE']._serialized_start=2236
-  _globals['_CLUSTERSERVICE']._serialized_end=2781
+  _globals['_MEMBER']._serialized_end=768
+  _globals['_SETNODEREQUEST']._serialized_start=770
+  _globals['_SETNODEREQUEST']._serialized_end=839
+  _globals['_SETNODERESPONSE']._serialized_start=841
+  _globals['_SETNODERESPONSE']._serialized_end=895
+  _globals['_REMOVENODEREQUEST']._serialized_start=897
+  _globals['_REMOVENODEREQUEST']._serialized_end=930
+  _globals['_REMOVENODERESPONSE']._serialized_start=932
+  _globals['_REMOVENODERESPONSE']._serialized_end=952
+  _globals['_GETCLUSTERREQUEST']._serialized_start=954
+  _globals['_GETCLUSTERREQUEST']._serialized_end=973
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=976
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=1234
+  _globals['_SHARDMOVE']._serialized_start=1236
+  _globals['_SHARDMOVE']._serialized_end=1306
+  _globals['_ACCEPTLOSSREQUEST']._serialized_start=1308
+  _globals['_ACCEPTLOSSREQUEST']._serialized_end=1356
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_start=1358
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_end=1378
+  _globals['_GETNODERESPONSE']._serialized_start=1380
+  _globals['_GETNODERESPONSE']._serialized_end=1434
+  _globals['_NODEINFO']._serialized_start=1437
+  _globals['_NODEINFO']._serialized_end=1915
+  _globals['_NODELIMITS']._serialized_start=1917
+  _globals['_NODELIMITS']._serialized_end=2039
+  _globals['_CLUSTERSERVICE']._serialized_start=2250
+  _globals['_CLUSTERSERVICE']._serialized_end=2795
 # @@protoc_insertion_point(module_scope)

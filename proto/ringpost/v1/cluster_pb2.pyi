@@ -291,6 +291,7 @@ class Member(_message.Message):
     REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     IN_SYNC_COUNT_FIELD_NUMBER: _builtins.int
     CONTROLLER_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Its id."""
     address: _builtins.str
@@ -313,6 +314,8 @@ class Member(_message.Message):
     """Of these, copies that count."""
     controller: _builtins.bool
     """Whether it is the controller."""
+    host: _builtins.str
+    """The host that it shares with other nodes, within its zone; empty: its own."""
     def __init__(
         self,
         *,
@@ -327,10 +330,11 @@ class Member(_message.Message):
         replica_count: _builtins.int = ...,
         in_sync_count: _builtins.int = ...,
         controller: _builtins.bool = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "controller", b"controller", "desired", b"desired", "in_sync_count", b"in_sync_count", "leader_count", b"leader_count", "node", b"node", "peer_address", b"peer_address", "replica_count", b"replica_count", "session", b"session", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "controller", b"controller", "desired", b"desired", "host", b"host", "in_sync_count", b"in_sync_count", "leader_count", b"leader_count", "node", b"node", "peer_address", b"peer_address", "replica_count", b"replica_count", "session", b"session", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ClusterServiceStub:
-    """Everybody may ask; nobody needs to.
+    """Where access is restricted, GetRoutes and GetNode need a token only (GetNode then tells what a client needs to know),
+    the other questions `cluster = "view"`, and changes `cluster = "admin"`.
 
     Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
     the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
@@ -77,7 +78,8 @@ class ClusterServiceStub:
 
 
 class ClusterServiceServicer:
-    """Everybody may ask; nobody needs to.
+    """Where access is restricted, GetRoutes and GetNode need a token only (GetNode then tells what a client needs to know),
+    the other questions `cluster = "view"`, and changes `cluster = "admin"`.
 
     Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
     the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
@@ -193,7 +195,8 @@ def add_ClusterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClusterService:
-    """Everybody may ask; nobody needs to.
+    """Where access is restricted, GetRoutes and GetNode need a token only (GetNode then tells what a client needs to know),
+    the other questions `cluster = "view"`, and changes `cluster = "admin"`.
 
     Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
     the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:

@@ -27,7 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterServiceStub:
-    """Everybody may ask; nobody needs to.
+    """Where access is restricted, GetRoutes and GetNode need a token only (GetNode then tells what a client needs to know),
+    the other questions `cluster = "view"`, and changes `cluster = "admin"`.
 
     Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
     the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
@@ -72,7 +73,8 @@ class ClusterServiceStub:
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
-    """Everybody may ask; nobody needs to.
+    """Where access is restricted, GetRoutes and GetNode need a token only (GetNode then tells what a client needs to know),
+    the other questions `cluster = "view"`, and changes `cluster = "admin"`.
 
     Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
     the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:
@@ -113,7 +115,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Everybody may ask; nobody needs to.
+    """Where access is restricted, GetRoutes and GetNode need a token only (GetNode then tells what a client needs to know),
+    the other questions `cluster = "view"`, and changes `cluster = "admin"`.
 
     Any node takes any request about any channel and passes it on to the leader of the channel's shard. While there is none
     the request waits, for some seconds and within its deadline; then it ends with UNAVAILABLE, reason NOT_LEADER (metadata:

@@ -8,7 +8,9 @@ Conventions of the whole API
 - Ranges are inclusive at both ends. An "end offset" is the offset that the next message will get.
 - Times are microseconds since 1970-01-01T00:00:00Z (suffix _us); durations are milliseconds (suffix _ms).
 - Channel names: 1 to 255 bytes, tokens separated by ".", each token one or more of A-Z a-z 0-9 _ - : / @ + = ~.
-  Names that begin with "$" belong to the broker. Group and consumer names: one such token, 1 to 127 bytes.
+  Names that begin with "$" belong to the broker; those that begin with "_inbox." are for answers to one client: they
+  are never made by first use, only by AddChannel, and one with a retention that is empty and that nobody has been
+  subscribed to for an hour is removed by its owner. Group and consumer names: one such token, 1 to 127 bytes.
 - A definite error (any status but DEADLINE_EXCEEDED, CANCELLED, UNKNOWN and UNAVAILABLE without reason
   NOT_APPENDED) means that the request changed nothing.
 """
@@ -40,7 +42,9 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_MEMORY: _Durability.ValueType  # 1
     """The owner has it in memory. A crash of the owner loses it."""
     DURABILITY_LEADER: _Durability.ValueType  # 2
-    """The owner has written it and fsynced it."""
+    """The owner has written it and fsynced it. In a cluster the message is lost when the owner dies before another replica
+    has it: the others go on without it, and what the owner has more is cut off when it comes back.
+    """
     DURABILITY_QUORUM: _Durability.ValueType  # 3
     """Every in-sync replica has written it and fsynced it. On a cluster of one node that is the one node."""
 
@@ -52,10 +56,52 @@ DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 DURABILITY_MEMORY: Durability.ValueType  # 1
 """The owner has it in memory. A crash of the owner loses it."""
 DURABILITY_LEADER: Durability.ValueType  # 2
-"""The owner has written it and fsynced it."""
+"""The owner has written it and fsynced it. In a cluster the message is lost when the owner dies before another replica
+has it: the others go on without it, and what the owner has more is cut off when it comes back.
+"""
 DURABILITY_QUORUM: Durability.ValueType  # 3
 """Every in-sync replica has written it and fsynced it. On a cluster of one node that is the one node."""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
+class _GroupMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUP_MODE_UNSPECIFIED: _GroupMode.ValueType  # 0
+    """SHARED."""
+    GROUP_MODE_SHARED: _GroupMode.ValueType  # 1
+    """Competing consumers: each message to one of them."""
+    GROUP_MODE_KEY_ORDERED: _GroupMode.ValueType  # 2
+    """Competing consumers, but the messages of one key one at a time and in order: the next goes out when the one before
+    is settled. A message that was nacked or whose lease ended holds back its own key, for its delay; other keys flow.
+    A key prefers the consumer that had it last. Messages without a key have no order. At most about 100,000 unsettled
+    messages are looked at ahead: when they all wait for others of their keys, what comes behind them waits too.
+    """
+    GROUP_MODE_EXCLUSIVE: _GroupMode.ValueType  # 3
+    """One consumer: while it is attached, the opening of another is refused with RESOURCE_EXHAUSTED, GROUP_OCCUPIED."""
+    GROUP_MODE_FAILOVER: _GroupMode.ValueType  # 4
+    """One active consumer, the one that came first; the others wait attached, and the next takes over when it leaves."""
+
+class GroupMode(_GroupMode, metaclass=_GroupModeEnumTypeWrapper):
+    """How a group shares its messages."""
+
+GROUP_MODE_UNSPECIFIED: GroupMode.ValueType  # 0
+"""SHARED."""
+GROUP_MODE_SHARED: GroupMode.ValueType  # 1
+"""Competing consumers: each message to one of them."""
+GROUP_MODE_KEY_ORDERED: GroupMode.ValueType  # 2
+"""Competing consumers, but the messages of one key one at a time and in order: the next goes out when the one before
+is settled. A message that was nacked or whose lease ended holds back its own key, for its delay; other keys flow.
+A key prefers the consumer that had it last. Messages without a key have no order. At most about 100,000 unsettled
+messages are looked at ahead: when they all wait for others of their keys, what comes behind them waits too.
+"""
+GROUP_MODE_EXCLUSIVE: GroupMode.ValueType  # 3
+"""One consumer: while it is attached, the opening of another is refused with RESOURCE_EXHAUSTED, GROUP_OCCUPIED."""
+GROUP_MODE_FAILOVER: GroupMode.ValueType  # 4
+"""One active consumer, the one that came first; the others wait attached, and the next takes over when it leaves."""
+Global___GroupMode: _TypeAlias = GroupMode  # noqa: Y015
 
 @_typing.final
 class OffsetRange(_message.Message):
@@ -125,6 +171,17 @@ Global___Start: _TypeAlias = Start  # noqa: Y015
 class Failure(_message.Message):
     """An error inside a stream, where a gRPC status would end everything. Unary calls carry the same content
     as google.rpc details in `grpc-status-details-bin`: ErrorInfo (domain "ringpost"), RetryInfo, BadRequest.
+
+    Where a cluster restricts access every call and stream shows a token, as metadata `authorization: Bearer TOKEN`, and
+    any of them may end with
+
+    UNAUTHENTICATED    NO_TOKEN, TOKEN_INVALID; TOKEN_EXPIRED, also of a stream that stands: open another with a new token
+    PERMISSION_DENIED  NOT_PERMITTED (metadata principal, verb, channel); in a stream it concerns that batch or
+                       subscription only
+    RESOURCE_EXHAUSTED QUOTA_RATE, QUOTA_STREAMS: more than the principal may; RetryInfo says when to try again. A publish
+                       stream above its rate is not refused but read more slowly
+
+    gRPC itself may answer CANCELLED while a node is flooded with calls: nothing was done, try again.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

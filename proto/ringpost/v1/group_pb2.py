@@ -26,45 +26,59 @@ from ringpost.v1 import common_pb2 as ringpost_dot_v1_dot_common__pb2
 from ringpost.v1 import subscribe_pb2 as ringpost_dot_v1_dot_subscribe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ringpost/v1/group.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\x1a\x1bringpost/v1/subscribe.proto\"\x99\x01\n\x0bGroupConfig\x12$\n\x04mode\x18\x01 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12\x1c\n\x0f\x61\x63k_deadline_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rmax_in_flight\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x12\n\x10_ack_deadline_msB\x10\n\x0e_max_in_flightJ\x04\x08\x04\x10\x10\"\x8f\x02\n\tGroupInfo\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x15\n\rsettled_below\x18\x04 \x01(\x04\x12\x12\n\nend_offset\x18\x05 \x01(\x04\x12\x0f\n\x07pending\x18\x06 \x01(\x04\x12\x11\n\tin_flight\x18\x07 \x01(\x04\x12\x14\n\x0cto_redeliver\x18\x08 \x01(\x04\x12\x10\n\x08rejected\x18\t \x01(\x04\x12)\n\x07members\x18\n \x03(\x0b\x32\x18.ringpost.v1.GroupMember\x12\x17\n\x0f\x63reated_time_us\x18\x0b \x01(\x03\"2\n\x0bGroupMember\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\x04\"}\n\x0f\x41\x64\x64GroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x05start\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\"9\n\x10\x41\x64\x64GroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"0\n\x0fGetGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"9\n\x10GetGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"K\n\x11ListGroupsRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListGroupsResponse\x12&\n\x06groups\x18\x01 \x03(\x0b\x32\x16.ringpost.v1.GroupInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x10SeekGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x02to\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\":\n\x11SeekGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"3\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse\"\xb3\x01\n\x15SettleMessagesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12(\n\x06ranges\x18\x03 \x03(\x0b\x32\x18.ringpost.v1.OffsetRange\x12\x1f\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x10.ringpost.v1.AckH\x00\x12%\n\x06reject\x18\x05 \x01(\x0b\x32\x13.ringpost.v1.RejectH\x00\x42\x08\n\x06\x61\x63tion\"D\n\x16SettleMessagesResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.ringpost.v1.SettledRange*>\n\tGroupMode\x12\x1a\n\x16GROUP_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11GROUP_MODE_SHARED\x10\x01\x32\xe0\x03\n\x0cGroupService\x12G\n\x08\x41\x64\x64Group\x12\x1c.ringpost.v1.AddGroupRequest\x1a\x1d.ringpost.v1.AddGroupResponse\x12G\n\x08GetGroup\x12\x1c.ringpost.v1.GetGroupRequest\x1a\x1d.ringpost.v1.GetGroupResponse\x12M\n\nListGroups\x12\x1e.ringpost.v1.ListGroupsRequest\x1a\x1f.ringpost.v1.ListGroupsResponse\x12J\n\tSeekGroup\x12\x1d.ringpost.v1.SeekGroupRequest\x1a\x1e.ringpost.v1.SeekGroupResponse\x12P\n\x0b\x44\x65leteGroup\x12\x1f.ringpost.v1.DeleteGroupRequest\x1a .ringpost.v1.DeleteGroupResponse\x12Q\n\x06Settle\x12\".ringpost.v1.SettleMessagesRequest\x1a#.ringpost.v1.SettleMessagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ringpost/v1/group.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\x1a\x1bringpost/v1/subscribe.proto\"t\n\x0bRetryPolicy\x12%\n\x07\x62\x61\x63koff\x18\x01 \x01(\x0e\x32\x14.ringpost.v1.Backoff\x12\x10\n\x08\x64\x65lay_ms\x18\x02 \x01(\x04\x12\x14\n\x0cmax_delay_ms\x18\x03 \x01(\x04\x12\x16\n\x0ejitter_percent\x18\x04 \x01(\r\"\x88\x03\n\x0bGroupConfig\x12$\n\x04mode\x18\x01 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12\x1c\n\x0f\x61\x63k_deadline_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rmax_in_flight\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\'\n\x05retry\x18\x04 \x01(\x0b\x32\x18.ringpost.v1.RetryPolicy\x12\x19\n\x0cmax_attempts\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x19\n\x0c\x64\x65\x61\x64_letters\x18\x06 \x01(\x08H\x03\x88\x01\x01\x12\x1f\n\x12\x64\x65\x61\x64_letter_age_ms\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x1e\n\x11\x64\x65\x61\x64_letter_bytes\x18\x08 \x01(\x04H\x05\x88\x01\x01\x42\x12\n\x10_ack_deadline_msB\x10\n\x0e_max_in_flightB\x0f\n\r_max_attemptsB\x0f\n\r_dead_lettersB\x15\n\x13_dead_letter_age_msB\x14\n\x12_dead_letter_bytesJ\x04\x08\t\x10\x10\"\xa3\x03\n\tGroupInfo\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x15\n\rsettled_below\x18\x04 \x01(\x04\x12\x12\n\nend_offset\x18\x05 \x01(\x04\x12\x0f\n\x07pending\x18\x06 \x01(\x04\x12\x11\n\tin_flight\x18\x07 \x01(\x04\x12\x14\n\x0cto_redeliver\x18\x08 \x01(\x04\x12\x10\n\x08rejected\x18\t \x01(\x04\x12)\n\x07members\x18\n \x03(\x0b\x32\x18.ringpost.v1.GroupMember\x12\x17\n\x0f\x63reated_time_us\x18\x0b \x01(\x03\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x0c \x01(\x04\x12\x19\n\x11\x64\x65\x61\x64_letter_bytes\x18\r \x01(\x04\x12\x18\n\x10next_dead_letter\x18\x0e \x01(\x04\x12\x0e\n\x06paused\x18\x10 \x01(\x08\x12\x11\n\tlag_bytes\x18\x11 \x01(\x04\x12\x13\n\x06lag_ms\x18\x12 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_lag_msJ\x04\x08\x0f\x10\x10\"B\n\x0bGroupMember\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\"}\n\x0f\x41\x64\x64GroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x05start\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\"9\n\x10\x41\x64\x64GroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"0\n\x0fGetGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"9\n\x10GetGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"K\n\x11ListGroupsRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListGroupsResponse\x12&\n\x06groups\x18\x01 \x03(\x0b\x32\x16.ringpost.v1.GroupInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x10SeekGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x02to\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\":\n\x11SeekGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"Z\n\x0fSetGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\"9\n\x10SetGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"2\n\x11PauseGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\";\n\x12PauseGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"3\n\x12ResumeGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"<\n\x13ResumeGroupResponse\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.ringpost.v1.GroupInfo\"3\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse\"\xb3\x01\n\x15SettleMessagesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12(\n\x06ranges\x18\x03 \x03(\x0b\x32\x18.ringpost.v1.OffsetRange\x12\x1f\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x10.ringpost.v1.AckH\x00\x12%\n\x06reject\x18\x05 \x01(\x0b\x32\x13.ringpost.v1.RejectH\x00\x42\x08\n\x06\x61\x63tion\"D\n\x16SettleMessagesResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.ringpost.v1.SettledRange*e\n\x07\x42\x61\x63koff\x12\x17\n\x13\x42\x41\x43KOFF_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42\x41\x43KOFF_CONSTANT\x10\x01\x12\x12\n\x0e\x42\x41\x43KOFF_LINEAR\x10\x02\x12\x17\n\x13\x42\x41\x43KOFF_EXPONENTIAL\x10\x03\x32\xca\x05\n\x0cGroupService\x12G\n\x08\x41\x64\x64Group\x12\x1c.ringpost.v1.AddGroupRequest\x1a\x1d.ringpost.v1.AddGroupResponse\x12G\n\x08GetGroup\x12\x1c.ringpost.v1.GetGroupRequest\x1a\x1d.ringpost.v1.GetGroupResponse\x12M\n\nListGroups\x12\x1e.ringpost.v1.ListGroupsRequest\x1a\x1f.ringpost.v1.ListGroupsResponse\x12J\n\tSeekGroup\x12\x1d.ringpost.v1.SeekGroupRequest\x1a\x1e.ringpost.v1.SeekGroupResponse\x12G\n\x08SetGroup\x12\x1c.ringpost.v1.SetGroupRequest\x1a\x1d.ringpost.v1.SetGroupResponse\x12M\n\nPauseGroup\x12\x1e.ringpost.v1.PauseGroupRequest\x1a\x1f.ringpost.v1.PauseGroupResponse\x12P\n\x0bResumeGroup\x12\x1f.ringpost.v1.ResumeGroupRequest\x1a .ringpost.v1.ResumeGroupResponse\x12P\n\x0b\x44\x65leteGroup\x12\x1f.ringpost.v1.DeleteGroupRequest\x1a .ringpost.v1.DeleteGroupResponse\x12Q\n\x06Settle\x12\".ringpost.v1.SettleMessagesRequest\x1a#.ringpost.v1.SettleMessagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.v1.group_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GROUPMODE']._serialized_start=1507
-  _globals['_GROUPMODE']._serialized_end=1569
-  _globals['_GROUPCONFIG']._serialized_start=96
-  _globals['_GROUPCONFIG']._serialized_end=249
-  _globals['_GROUPINFO']._serialized_start=252
-  _globals['_GROUPINFO']._serialized_end=523
-  _globals['_GROUPMEMBER']._serialized_start=525
-  _globals['_GROUPMEMBER']._serialized_end=575
-  _globals['_ADDGROUPREQUEST']._serialized_start=577
-  _globals['_ADDGROUPREQUEST']._serialized_end=702
-  _globals['_ADDGROUPRESPONSE']._serialized_start=704
-  _globals['_ADDGROUPRESPONSE']._serialized_end=761
-  _globals['_GETGROUPREQUEST']._serialized_start=763
-  _globals['_GETGROUPREQUEST']._serialized_end=811
-  _globals['_GETGROUPRESPONSE']._serialized_start=813
-  _globals['_GETGROUPRESPONSE']._serialized_end=870
-  _globals['_LISTGROUPSREQUEST']._serialized_start=872
-  _globals['_LISTGROUPSREQUEST']._serialized_end=947
-  _globals['_LISTGROUPSRESPONSE']._serialized_start=949
-  _globals['_LISTGROUPSRESPONSE']._serialized_end=1034
-  _globals['_SEEKGROUPREQUEST']._serialized_start=1036
-  _globals['_SEEKGROUPREQUEST']._serialized_end=1117
-  _globals['_SEEKGROUPRESPONSE']._serialized_start=1119
-  _globals['_SEEKGROUPRESPONSE']._serialized_end=1177
-  _globals['_DELETEGROUPREQUEST']._serialized_start=1179
-  _globals['_DELETEGROUPREQUEST']._serialized_end=1230
-  _globals['_DELETEGROUPRESPONSE']._serialized_start=1232
-  _globals['_DELETEGROUPRESPONSE']._serialized_end=1253
-  _globals['_SETTLEMESSAGESREQUEST']._serialized_start=1256
-  _globals['_SETTLEMESSAGESREQUEST']._serialized_end=1435
-  _globals['_SETTLEMESSAGESRESPONSE']._serialized_start=1437
-  _globals['_SETTLEMESSAGESRESPONSE']._serialized_end=1505
-  _globals['_GROUPSERVICE']._serialized_start=1572
-  _globals['_GROUPSERVICE']._serialized_end=2052
+  _globals['_BACKOFF']._serialized_start=2407
+  _globals['_BACKOFF']._serialized_end=2508
+  _globals['_RETRYPOLICY']._serialized_start=95
+  _globals['_RETRYPOLICY']._serialized_end=211
+  _globals['_GROUPCONFIG']._serialized_start=214
+  _globals['_GROUPCONFIG']._serialized_end=606
+  _globals['_GROUPINFO']._serialized_start=609
+  _globals['_GROUPINFO']._serialized_end=1028
+  _globals['_GROUPMEMBER']._serialized_start=1030
+  _globals['_GROUPMEMBER']._serialized_end=1096
+  _globals['_ADDGROUPREQUEST']._serialized_start=1098
+  _globals['_ADDGROUPREQUEST']._serialized_end=1223
+  _globals['_ADDGROUPRESPONSE']._serialized_start=1225
+  _globals['_ADDGROUPRESPONSE']._serialized_end=1282
+  _globals['_GETGROUPREQUEST']._serialized_start=1284
+  _globals['_GETGROUPREQUEST']._serialized_end=1332
+  _globals['_GETGROUPRESPONSE']._serialized_start=1334
+  _globals['_GETGROUPRESPONSE']._serialized_end=1391
+  _globals['_LISTGROUPSREQUEST']._serialized_start=1393
+  _globals['_LISTGROUPSREQUEST']._serialized_end=1468
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=1470
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1555
+  _globals['_SEEKGROUPREQUEST']._serialized_start=1557
+  _globals['_SEEKGROUPREQUEST']._serialized_end=1638
+  _globals['_SEEKGROUPRESPONSE']._serialized_start=1640
+  _globals['_SEEKGROUPRESPONSE']._serialized_end=1698
+  _globals['_SETGROUPREQUEST']._serialized_start=1700
+  _globals['_SETGROUPREQUEST']._serialized_end=1790
+  _globals['_SETGROUPRESPONSE']._serialized_start=1792
+  _globals['_SETGROUPRESPONSE']._serialized_end=1849
+  _globals['_PAUSEGROUPREQUEST']._serialized_start=1851
+  _globals['_PAUSEGROUPREQUEST']._serialized_end=1901
+  _globals['_PAUSEGROUPRESPONSE']._serialized_start=1903
+  _globals['_PAUSEGROUPRESPONSE']._serialized_end=1962
+  _globals['_RESUMEGROUPREQUEST']._serialized_start=1964
+  _globals['_RESUMEGROUPREQUEST']._serialized_end=2015
+  _globals['_RESUMEGROUPRESPONSE']._serialized_start=2017
+  _globals['_RESUMEGROUPRESPONSE']._serialized_end=2077
+  _globals['_DELETEGROUPREQUEST']._serialized_start=2079
+  _globals['_DELETEGROUPREQUEST']._serialized_end=2130
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=2132
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=2153
+  _globals['_SETTLEMESSAGESREQUEST']._serialized_start=2156
+  _globals['_SETTLEMESSAGESREQUEST']._serialized_end=2335
+  _globals['_SETTLEMESSAGESRESPONSE']._serialized_start=2337
+  _globals['_SETTLEMESSAGESRESPONSE']._serialized_end=2405
+  _globals['_GROUPSERVICE']._serialized_start=2511
+  _globals['_GROUPSERVICE']._serialized_end=3225
 # @@protoc_insertion_point(module_scope)

@@ -21,25 +21,68 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _GroupMode:
+class _Backoff:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _GroupModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupMode.ValueType], _builtins.type):
+class _BackoffEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Backoff.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    GROUP_MODE_UNSPECIFIED: _GroupMode.ValueType  # 0
-    """SHARED."""
-    GROUP_MODE_SHARED: _GroupMode.ValueType  # 1
-    """Competing consumers: each message to one of them."""
+    BACKOFF_UNSPECIFIED: _Backoff.ValueType  # 0
+    """No policy: a message whose lease has ended is delivered again at once, a nacked one after the nack's own delay."""
+    BACKOFF_CONSTANT: _Backoff.ValueType  # 1
+    """`delay_ms`, always."""
+    BACKOFF_LINEAR: _Backoff.ValueType  # 2
+    """`delay_ms` times the number of the delivery that failed."""
+    BACKOFF_EXPONENTIAL: _Backoff.ValueType  # 3
+    """`delay_ms`, twice as long after each further failure."""
 
-class GroupMode(_GroupMode, metaclass=_GroupModeEnumTypeWrapper):
-    """How a group shares its messages."""
+class Backoff(_Backoff, metaclass=_BackoffEnumTypeWrapper):
+    """How the time until the next delivery of a failed message grows with its failures."""
 
-GROUP_MODE_UNSPECIFIED: GroupMode.ValueType  # 0
-"""SHARED."""
-GROUP_MODE_SHARED: GroupMode.ValueType  # 1
-"""Competing consumers: each message to one of them."""
-Global___GroupMode: _TypeAlias = GroupMode  # noqa: Y015
+BACKOFF_UNSPECIFIED: Backoff.ValueType  # 0
+"""No policy: a message whose lease has ended is delivered again at once, a nacked one after the nack's own delay."""
+BACKOFF_CONSTANT: Backoff.ValueType  # 1
+"""`delay_ms`, always."""
+BACKOFF_LINEAR: Backoff.ValueType  # 2
+"""`delay_ms` times the number of the delivery that failed."""
+BACKOFF_EXPONENTIAL: Backoff.ValueType  # 3
+"""`delay_ms`, twice as long after each further failure."""
+Global___Backoff: _TypeAlias = Backoff  # noqa: Y015
+
+@_typing.final
+class RetryPolicy(_message.Message):
+    """When failed messages are delivered again: the nacked ones whose nack has no delay of its own, and those whose lease
+    has ended. Messages that fail together, and as often, may get the same time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKOFF_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
+    MAX_DELAY_MS_FIELD_NUMBER: _builtins.int
+    JITTER_PERCENT_FIELD_NUMBER: _builtins.int
+    backoff: Global___Backoff.ValueType
+    delay_ms: _builtins.int
+    """After the first failure: 1 to 604,800,000 (seven days). 0, and nothing else here set, without a backoff."""
+    max_delay_ms: _builtins.int
+    """No delay is longer: 1 to 604,800,000; 0: seven days."""
+    jitter_percent: _builtins.int
+    """Each delay is shortened at random by up to so much of itself: 0 to 100."""
+    def __init__(
+        self,
+        *,
+        backoff: Global___Backoff.ValueType = ...,
+        delay_ms: _builtins.int = ...,
+        max_delay_ms: _builtins.int = ...,
+        jitter_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backoff", b"backoff", "delay_ms", b"delay_ms", "jitter_percent", b"jitter_percent", "max_delay_ms", b"max_delay_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 
 @_typing.final
 class GroupConfig(_message.Message):
@@ -50,29 +93,75 @@ class GroupConfig(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     ACK_DEADLINE_MS_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
-    mode: Global___GroupMode.ValueType
-    """Fixed when the group is made."""
+    RETRY_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_AGE_MS_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_BYTES_FIELD_NUMBER: _builtins.int
+    mode: _common_pb2.GroupMode.ValueType
+    """Fixed when the group is made. Unset: SHARED."""
     ack_deadline_ms: _builtins.int
     """How long a delivered message is leased: 1,000 to 43,200,000; default 30,000."""
     max_in_flight: _builtins.int
     """Most messages leased at a time over all members: 1 to 1,000,000; default 100,000."""
+    max_attempts: _builtins.int
+    """A message that fails in its delivery of this number, by nack or by the end of its lease, is given up as if it had
+    been rejected: 1 to 1,000,000; 0, the default: never.
+    """
+    dead_letters: _builtins.bool
+    """Whether what is rejected or given up is kept as dead letters, see dead_letter.proto; otherwise it is settled and
+    counted. Default: true.
+    """
+    dead_letter_age_ms: _builtins.int
+    """Dead letters go when they are older: milliseconds; 0: never. Default: 1,209,600,000 (fourteen days);
+    AddGroup with more needs `manage` on the channel.
+    """
+    dead_letter_bytes: _builtins.int
+    """The oldest dead letters go while all of them take more bytes, about; 0: no limit. Default: 1,073,741,824;
+    AddGroup with more needs `manage` on the channel.
+    """
+    @_builtins.property
+    def retry(self) -> Global___RetryPolicy:
+        """Default: none; an empty one is none, too."""
+
     def __init__(
         self,
         *,
-        mode: Global___GroupMode.ValueType = ...,
+        mode: _common_pb2.GroupMode.ValueType = ...,
         ack_deadline_ms: _builtins.int | None = ...,
         max_in_flight: _builtins.int | None = ...,
+        retry: Global___RetryPolicy | None = ...,
+        max_attempts: _builtins.int | None = ...,
+        dead_letters: _builtins.bool | None = ...,
+        dead_letter_age_ms: _builtins.int | None = ...,
+        dead_letter_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "max_in_flight", b"max_in_flight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "max_in_flight", b"max_in_flight", "mode", b"mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ack_deadline_ms: _TypeAlias = _typing.Literal["ack_deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__ack_deadline_ms: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms"]  # noqa: Y015
+    _WhichOneofReturnType__dead_letter_age_ms: _TypeAlias = _typing.Literal["dead_letter_age_ms"]  # noqa: Y015
+    _WhichOneofArgType__dead_letter_age_ms: _TypeAlias = _typing.Literal["_dead_letter_age_ms", b"_dead_letter_age_ms"]  # noqa: Y015
+    _WhichOneofReturnType__dead_letter_bytes: _TypeAlias = _typing.Literal["dead_letter_bytes"]  # noqa: Y015
+    _WhichOneofArgType__dead_letter_bytes: _TypeAlias = _typing.Literal["_dead_letter_bytes", b"_dead_letter_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__dead_letters: _TypeAlias = _typing.Literal["dead_letters"]  # noqa: Y015
+    _WhichOneofArgType__dead_letters: _TypeAlias = _typing.Literal["_dead_letters", b"_dead_letters"]  # noqa: Y015
+    _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
+    _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
     _WhichOneofReturnType__max_in_flight: _TypeAlias = _typing.Literal["max_in_flight"]  # noqa: Y015
     _WhichOneofArgType__max_in_flight: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ack_deadline_ms) -> _WhichOneofReturnType__ack_deadline_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter_age_ms) -> _WhichOneofReturnType__dead_letter_age_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter_bytes) -> _WhichOneofReturnType__dead_letter_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letters) -> _WhichOneofReturnType__dead_letters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_flight) -> _WhichOneofReturnType__max_in_flight | None: ...
 
@@ -95,6 +184,12 @@ class GroupInfo(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     CREATED_TIME_US_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_BYTES_FIELD_NUMBER: _builtins.int
+    NEXT_DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    LAG_BYTES_FIELD_NUMBER: _builtins.int
+    LAG_MS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """The channel it reads."""
     name: _builtins.str
@@ -110,9 +205,22 @@ class GroupInfo(_message.Message):
     to_redeliver: _builtins.int
     """Waiting for another delivery, delayed ones included."""
     rejected: _builtins.int
-    """Rejected since the group was made."""
+    """Rejected, or failed for the last time, since the group was made."""
     created_time_us: _builtins.int
     """The owner's clock when it was made."""
+    dead_letters: _builtins.int
+    """Dead letters kept now, and their bytes on disk, about."""
+    dead_letter_bytes: _builtins.int
+    next_dead_letter: _builtins.int
+    """The number that the next dead letter gets."""
+    paused: _builtins.bool
+    """It hands out nothing until it is resumed."""
+    lag_bytes: _builtins.int
+    """About how many bytes on disk the pending messages have: their part of all frames from the oldest of them on."""
+    lag_ms: _builtins.int
+    """How long ago the oldest pending message was appended, by the owner's clock; 0 when none is pending. Absent when that
+    cannot be told: it cannot be read, or, in a list, it is on disk only and the list has looked at 100 such groups.
+    """
     @_builtins.property
     def config(self) -> Global___GroupConfig:
         """Every field present."""
@@ -135,12 +243,20 @@ class GroupInfo(_message.Message):
         rejected: _builtins.int = ...,
         members: _abc.Iterable[Global___GroupMember] | None = ...,
         created_time_us: _builtins.int = ...,
+        dead_letters: _builtins.int = ...,
+        dead_letter_bytes: _builtins.int = ...,
+        next_dead_letter: _builtins.int = ...,
+        paused: _builtins.bool = ...,
+        lag_bytes: _builtins.int = ...,
+        lag_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "config", b"config", "lag_ms", b"lag_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "end_offset", b"end_offset", "in_flight", b"in_flight", "members", b"members", "name", b"name", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
+    _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_ms) -> _WhichOneofReturnType__lag_ms | None: ...
 
 Global___GroupInfo: _TypeAlias = GroupInfo  # noqa: Y015
 
@@ -152,19 +268,23 @@ class GroupMember(_message.Message):
 
     CONSUMER_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
     consumer: _builtins.str
     """The name it gave, perhaps empty."""
     in_flight: _builtins.int
     """Messages leased to it."""
+    active: _builtins.bool
+    """Whether it may be given messages: in mode FAILOVER only the first one, otherwise all."""
     def __init__(
         self,
         *,
         consumer: _builtins.str = ...,
         in_flight: _builtins.int = ...,
+        active: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "in_flight", b"in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "consumer", b"consumer", "in_flight", b"in_flight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,6 +501,150 @@ class SeekGroupResponse(_message.Message):
 Global___SeekGroupResponse: _TypeAlias = SeekGroupResponse  # noqa: Y015
 
 @_typing.final
+class SetGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Required."""
+    name: _builtins.str
+    """Required."""
+    @_builtins.property
+    def config(self) -> Global___GroupConfig:
+        """Only present fields change. The mode is fixed."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        name: _builtins.str = ...,
+        config: Global___GroupConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "config", b"config", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetGroupRequest: _TypeAlias = SetGroupRequest  # noqa: Y015
+
+@_typing.final
+class SetGroupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___GroupInfo:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        group: Global___GroupInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetGroupResponse: _TypeAlias = SetGroupResponse  # noqa: Y015
+
+@_typing.final
+class PauseGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Required."""
+    name: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseGroupRequest: _TypeAlias = PauseGroupRequest  # noqa: Y015
+
+@_typing.final
+class PauseGroupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___GroupInfo:
+        """Paused."""
+
+    def __init__(
+        self,
+        *,
+        group: Global___GroupInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseGroupResponse: _TypeAlias = PauseGroupResponse  # noqa: Y015
+
+@_typing.final
+class ResumeGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Required."""
+    name: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeGroupRequest: _TypeAlias = ResumeGroupRequest  # noqa: Y015
+
+@_typing.final
+class ResumeGroupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___GroupInfo:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        group: Global___GroupInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeGroupResponse: _TypeAlias = ResumeGroupResponse  # noqa: Y015
+
+@_typing.final
 class DeleteGroupRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -442,7 +706,7 @@ class SettleMessagesRequest(_message.Message):
 
     @_builtins.property
     def reject(self) -> _subscribe_pb2.Reject:
-        """Will never be done: settled like an ack, counted as rejected with its reason."""
+        """Will never be done: settled, counted as rejected, kept as a dead letter with its reason."""
 
     def __init__(
         self,

@@ -55,6 +55,21 @@ class GroupServiceStub:
                 request_serializer=ringpost_dot_v1_dot_group__pb2.SeekGroupRequest.SerializeToString,
                 response_deserializer=ringpost_dot_v1_dot_group__pb2.SeekGroupResponse.FromString,
                 _registered_method=True)
+        self.SetGroup = channel.unary_unary(
+                '/ringpost.v1.GroupService/SetGroup',
+                request_serializer=ringpost_dot_v1_dot_group__pb2.SetGroupRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_group__pb2.SetGroupResponse.FromString,
+                _registered_method=True)
+        self.PauseGroup = channel.unary_unary(
+                '/ringpost.v1.GroupService/PauseGroup',
+                request_serializer=ringpost_dot_v1_dot_group__pb2.PauseGroupRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_group__pb2.PauseGroupResponse.FromString,
+                _registered_method=True)
+        self.ResumeGroup = channel.unary_unary(
+                '/ringpost.v1.GroupService/ResumeGroup',
+                request_serializer=ringpost_dot_v1_dot_group__pb2.ResumeGroupRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_group__pb2.ResumeGroupResponse.FromString,
+                _registered_method=True)
         self.DeleteGroup = channel.unary_unary(
                 '/ringpost.v1.GroupService/DeleteGroup',
                 request_serializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.SerializeToString,
@@ -101,6 +116,31 @@ class GroupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetGroup(self, request, context):
+        """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
+        there is no such channel or group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseGroup(self, request, context):
+        """The group hands out nothing from now on, until it is resumed; restarts and changes of the owner do not end that. What
+        is leased stays so, also where it is still on its way to its consumer; it can be settled, and leases end as ever.
+        Subscriptions stay open and new ones may be opened. Pausing a paused group changes nothing. NOT_FOUND when there is
+        no such channel or group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeGroup(self, request, context):
+        """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteGroup(self, request, context):
         """Removes the group; its subscriptions are closed with GROUP_DELETED.
         """
@@ -142,6 +182,21 @@ def add_GroupServiceServicer_to_server(servicer, server):
                     servicer.SeekGroup,
                     request_deserializer=ringpost_dot_v1_dot_group__pb2.SeekGroupRequest.FromString,
                     response_serializer=ringpost_dot_v1_dot_group__pb2.SeekGroupResponse.SerializeToString,
+            ),
+            'SetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGroup,
+                    request_deserializer=ringpost_dot_v1_dot_group__pb2.SetGroupRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_group__pb2.SetGroupResponse.SerializeToString,
+            ),
+            'PauseGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseGroup,
+                    request_deserializer=ringpost_dot_v1_dot_group__pb2.PauseGroupRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_group__pb2.PauseGroupResponse.SerializeToString,
+            ),
+            'ResumeGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeGroup,
+                    request_deserializer=ringpost_dot_v1_dot_group__pb2.ResumeGroupRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_group__pb2.ResumeGroupResponse.SerializeToString,
             ),
             'DeleteGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteGroup,
@@ -263,6 +318,87 @@ class GroupService:
             '/ringpost.v1.GroupService/SeekGroup',
             ringpost_dot_v1_dot_group__pb2.SeekGroupRequest.SerializeToString,
             ringpost_dot_v1_dot_group__pb2.SeekGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.GroupService/SetGroup',
+            ringpost_dot_v1_dot_group__pb2.SetGroupRequest.SerializeToString,
+            ringpost_dot_v1_dot_group__pb2.SetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.GroupService/PauseGroup',
+            ringpost_dot_v1_dot_group__pb2.PauseGroupRequest.SerializeToString,
+            ringpost_dot_v1_dot_group__pb2.PauseGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.GroupService/ResumeGroup',
+            ringpost_dot_v1_dot_group__pb2.ResumeGroupRequest.SerializeToString,
+            ringpost_dot_v1_dot_group__pb2.ResumeGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,18 @@ class GroupServiceStub:
     """Moves the group: what is below the place counts as settled, everything from there on as never delivered. Leases
     end, and the group's open subscriptions are closed with UNAVAILABLE, GROUP_MOVED: open them again.
     """
+    SetGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.SetGroupRequest, _group_pb2.SetGroupResponse]
+    """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
+    there is no such channel or group.
+    """
+    PauseGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.PauseGroupRequest, _group_pb2.PauseGroupResponse]
+    """The group hands out nothing from now on, until it is resumed; restarts and changes of the owner do not end that. What
+    is leased stays so, also where it is still on its way to its consumer; it can be settled, and leases end as ever.
+    Subscriptions stay open and new ones may be opened. Pausing a paused group changes nothing. NOT_FOUND when there is
+    no such channel or group.
+    """
+    ResumeGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.ResumeGroupRequest, _group_pb2.ResumeGroupResponse]
+    """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
     Settle: _grpc.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]
@@ -73,6 +85,18 @@ class GroupServiceAsyncStub(GroupServiceStub):
     """Moves the group: what is below the place counts as settled, everything from there on as never delivered. Leases
     end, and the group's open subscriptions are closed with UNAVAILABLE, GROUP_MOVED: open them again.
     """
+    SetGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.SetGroupRequest, _group_pb2.SetGroupResponse]  # type: ignore[assignment]
+    """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
+    there is no such channel or group.
+    """
+    PauseGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.PauseGroupRequest, _group_pb2.PauseGroupResponse]  # type: ignore[assignment]
+    """The group hands out nothing from now on, until it is resumed; restarts and changes of the owner do not end that. What
+    is leased stays so, also where it is still on its way to its consumer; it can be settled, and leases end as ever.
+    Subscriptions stay open and new ones may be opened. Pausing a paused group changes nothing. NOT_FOUND when there is
+    no such channel or group.
+    """
+    ResumeGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.ResumeGroupRequest, _group_pb2.ResumeGroupResponse]  # type: ignore[assignment]
+    """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
     Settle: _aio.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]  # type: ignore[assignment]
@@ -122,6 +146,36 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         """Moves the group: what is below the place counts as settled, everything from there on as never delivered. Leases
         end, and the group's open subscriptions are closed with UNAVAILABLE, GROUP_MOVED: open them again.
         """
+
+    @_abc_1.abstractmethod
+    def SetGroup(
+        self,
+        request: _group_pb2.SetGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_pb2.SetGroupResponse, _abc.Awaitable[_group_pb2.SetGroupResponse]]:
+        """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
+        there is no such channel or group.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseGroup(
+        self,
+        request: _group_pb2.PauseGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_pb2.PauseGroupResponse, _abc.Awaitable[_group_pb2.PauseGroupResponse]]:
+        """The group hands out nothing from now on, until it is resumed; restarts and changes of the owner do not end that. What
+        is leased stays so, also where it is still on its way to its consumer; it can be settled, and leases end as ever.
+        Subscriptions stay open and new ones may be opened. Pausing a paused group changes nothing. NOT_FOUND when there is
+        no such channel or group.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeGroup(
+        self,
+        request: _group_pb2.ResumeGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_pb2.ResumeGroupResponse, _abc.Awaitable[_group_pb2.ResumeGroupResponse]]:
+        """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
 
     @_abc_1.abstractmethod
     def DeleteGroup(

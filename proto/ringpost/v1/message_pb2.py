@@ -22,22 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ringpost.v1 import common_pb2 as ringpost_dot_v1_dot_common__pb2
+from ringpost.v1 import dead_letter_pb2 as ringpost_dot_v1_dot_dead__letter__pb2
 from ringpost.v1 import publish_pb2 as ringpost_dot_v1_dot_publish__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/message.proto\x12\x0bringpost.v1\x1a\x19ringpost/v1/publish.proto\"K\n\x12GetMessagesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x14\n\x0cmax_messages\x18\x03 \x01(\r\"C\n\x13GetMessagesResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.ringpost.v1.StoredMessage\"\x96\x01\n\rStoredMessage\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x16\n\x0e\x61ppend_time_us\x18\x03 \x01(\x03\x12%\n\x07message\x18\x04 \x01(\x0b\x32\x14.ringpost.v1.Message\x12\x13\n\x0bproducer_id\x18\x05 \x01(\x06\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x32\x62\n\x0eMessageService\x12P\n\x0bGetMessages\x12\x1f.ringpost.v1.GetMessagesRequest\x1a .ringpost.v1.GetMessagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/message.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\x1a\x1dringpost/v1/dead_letter.proto\x1a\x19ringpost/v1/publish.proto\"G\n\x15\x45xplainMessageRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\"\xc5\x02\n\x16\x45xplainMessageResponse\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.ringpost.v1.MessageState\x12\x10\n\x08sentence\x18\x04 \x01(\t\x12\r\n\x05shard\x18\x05 \x01(\r\x12\r\n\x05owner\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x0f\n\x07in_sync\x18\x08 \x03(\t\x12\x14\n\x0c\x66irst_offset\x18\t \x01(\x04\x12\x12\n\nend_offset\x18\n \x01(\x04\x12\x16\n\x0e\x61ppend_time_us\x18\x0b \x01(\x03\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x0b\n\x03key\x18\r \x01(\x0c\x12-\n\x06groups\x18\x0e \x03(\x0b\x32\x1d.ringpost.v1.GroupExplanation\"\xe1\x02\n\x10GroupExplanation\x12\r\n\x05group\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12!\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x12.ringpost.v1.Cause\x12 \n\x04\x61lso\x18\x04 \x03(\x0e\x32\x12.ringpost.v1.Cause\x12\x10\n\x08sentence\x18\x05 \x01(\t\x12\x10\n\x08\x63onsumer\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x15\n\runtil_time_us\x18\x08 \x01(\x03\x12\x1a\n\rbehind_offset\x18\t \x01(\x04H\x00\x88\x01\x01\x12-\n\x08\x66\x61ilures\x18\n \x03(\x0b\x32\x1b.ringpost.v1.FailedDelivery\x12\x17\n\x0f\x61\x63tive_consumer\x18\x0b \x01(\t\x12\x11\n\tconsumers\x18\x0c \x01(\rB\x10\n\x0e_behind_offset\"K\n\x12GetMessagesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x14\n\x0cmax_messages\x18\x03 \x01(\r\"C\n\x13GetMessagesResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.ringpost.v1.StoredMessage\"\x96\x01\n\rStoredMessage\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x16\n\x0e\x61ppend_time_us\x18\x03 \x01(\x03\x12%\n\x07message\x18\x04 \x01(\x0b\x32\x14.ringpost.v1.Message\x12\x13\n\x0bproducer_id\x18\x05 \x01(\x06\x12\x10\n\x08sequence\x18\x06 \x01(\x04*\xda\x01\n\x0cMessageState\x12\x1d\n\x19MESSAGE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MESSAGE_STATE_STORED\x10\x01\x12\x1f\n\x1bMESSAGE_STATE_NOT_COMMITTED\x10\x02\x12\x1f\n\x1bMESSAGE_STATE_NOT_PUBLISHED\x10\x03\x12\x19\n\x15MESSAGE_STATE_REMOVED\x10\x04\x12\x16\n\x12MESSAGE_STATE_LOST\x10\x05\x12\x1c\n\x18MESSAGE_STATE_UNREADABLE\x10\x06*\xd0\x02\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41USE_NO_MESSAGE\x10\x01\x12\x10\n\x0c\x43\x41USE_MOVING\x10\x02\x12\x11\n\rCAUSE_SETTLED\x10\x06\x12\x12\n\x0e\x43\x41USE_SETTLING\x10\x07\x12\x10\n\x0c\x43\x41USE_LEASED\x10\x08\x12\x10\n\x0c\x43\x41USE_PAUSED\x10\t\x12\x16\n\x12\x43\x41USE_NO_CONSUMERS\x10\n\x12\x11\n\rCAUSE_DELAYED\x10\x0c\x12\x10\n\x0c\x43\x41USE_PARKED\x10\r\x12\x17\n\x13\x43\x41USE_MAX_IN_FLIGHT\x10\x0e\x12\x13\n\x0f\x43\x41USE_NO_CREDIT\x10\x0f\x12\x15\n\x11\x43\x41USE_KEY_UNKNOWN\x10\x10\x12\x16\n\x12\x43\x41USE_OUT_OF_REACH\x10\x11\x12\x11\n\rCAUSE_IN_LINE\x10\x1f\"\x04\x08\x03\x10\x05\"\x04\x08\x0b\x10\x0b\"\x04\x08\x12\x10\x1e\x32\xbd\x01\n\x0eMessageService\x12P\n\x0bGetMessages\x12\x1f.ringpost.v1.GetMessagesRequest\x1a .ringpost.v1.GetMessagesResponse\x12Y\n\x0e\x45xplainMessage\x12\".ringpost.v1.ExplainMessageRequest\x1a#.ringpost.v1.ExplainMessageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.v1.message_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMESSAGESREQUEST']._serialized_start=69
-  _globals['_GETMESSAGESREQUEST']._serialized_end=144
-  _globals['_GETMESSAGESRESPONSE']._serialized_start=146
-  _globals['_GETMESSAGESRESPONSE']._serialized_end=213
-  _globals['_STOREDMESSAGE']._serialized_start=216
-  _globals['_STOREDMESSAGE']._serialized_end=366
-  _globals['_MESSAGESERVICE']._serialized_start=368
-  _globals['_MESSAGESERVICE']._serialized_end=466
+  _globals['_MESSAGESTATE']._serialized_start=1183
+  _globals['_MESSAGESTATE']._serialized_end=1401
+  _globals['_CAUSE']._serialized_start=1404
+  _globals['_CAUSE']._serialized_end=1740
+  _globals['_EXPLAINMESSAGEREQUEST']._serialized_start=126
+  _globals['_EXPLAINMESSAGEREQUEST']._serialized_end=197
+  _globals['_EXPLAINMESSAGERESPONSE']._serialized_start=200
+  _globals['_EXPLAINMESSAGERESPONSE']._serialized_end=525
+  _globals['_GROUPEXPLANATION']._serialized_start=528
+  _globals['_GROUPEXPLANATION']._serialized_end=881
+  _globals['_GETMESSAGESREQUEST']._serialized_start=883
+  _globals['_GETMESSAGESREQUEST']._serialized_end=958
+  _globals['_GETMESSAGESRESPONSE']._serialized_start=960
+  _globals['_GETMESSAGESRESPONSE']._serialized_end=1027
+  _globals['_STOREDMESSAGE']._serialized_start=1030
+  _globals['_STOREDMESSAGE']._serialized_end=1180
+  _globals['_MESSAGESERVICE']._serialized_start=1743
+  _globals['_MESSAGESERVICE']._serialized_end=1932
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from ringpost.v1 import common_pb2 as _common_pb2
+from ringpost.v1 import dead_letter_pb2 as _dead_letter_pb2
 from ringpost.v1 import publish_pb2 as _publish_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +21,302 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _MessageState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_STATE_UNSPECIFIED: _MessageState.ValueType  # 0
+    """Never sent."""
+    MESSAGE_STATE_STORED: _MessageState.ValueType  # 1
+    """Committed and kept."""
+    MESSAGE_STATE_NOT_COMMITTED: _MessageState.ValueType  # 2
+    """Appended by the owner; not yet on enough disks to be delivered."""
+    MESSAGE_STATE_NOT_PUBLISHED: _MessageState.ValueType  # 3
+    """At or above the channel's next offset."""
+    MESSAGE_STATE_REMOVED: _MessageState.ValueType  # 4
+    """Below the first kept offset: taken by retention or a purge."""
+    MESSAGE_STATE_LOST: _MessageState.ValueType  # 5
+    """Damage took it, and the operator has accepted that."""
+    MESSAGE_STATE_UNREADABLE: _MessageState.ValueType  # 6
+    """Committed and kept, but the owner cannot read its bytes now."""
+
+class MessageState(_MessageState, metaclass=_MessageStateEnumTypeWrapper):
+    """Where a message is."""
+
+MESSAGE_STATE_UNSPECIFIED: MessageState.ValueType  # 0
+"""Never sent."""
+MESSAGE_STATE_STORED: MessageState.ValueType  # 1
+"""Committed and kept."""
+MESSAGE_STATE_NOT_COMMITTED: MessageState.ValueType  # 2
+"""Appended by the owner; not yet on enough disks to be delivered."""
+MESSAGE_STATE_NOT_PUBLISHED: MessageState.ValueType  # 3
+"""At or above the channel's next offset."""
+MESSAGE_STATE_REMOVED: MessageState.ValueType  # 4
+"""Below the first kept offset: taken by retention or a purge."""
+MESSAGE_STATE_LOST: MessageState.ValueType  # 5
+"""Damage took it, and the operator has accepted that."""
+MESSAGE_STATE_UNREADABLE: MessageState.ValueType  # 6
+"""Committed and kept, but the owner cannot read its bytes now."""
+Global___MessageState: _TypeAlias = MessageState  # noqa: Y015
+
+class _Cause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CAUSE_UNSPECIFIED: _Cause.ValueType  # 0
+    """Never sent."""
+    CAUSE_NO_MESSAGE: _Cause.ValueType  # 1
+    """There is nothing to deliver; see ExplainMessageResponse.state."""
+    CAUSE_MOVING: _Cause.ValueType  # 2
+    """A seek of the group is on its way to the log."""
+    CAUSE_SETTLED: _Cause.ValueType  # 6
+    """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
+    CAUSE_SETTLING: _Cause.ValueType  # 7
+    """Acked, rejected or failed; the change is on its way to the log."""
+    CAUSE_LEASED: _Cause.ValueType  # 8
+    """Handed to a consumer, which has not settled it."""
+    CAUSE_PAUSED: _Cause.ValueType  # 9
+    """The group is paused."""
+    CAUSE_NO_CONSUMERS: _Cause.ValueType  # 10
+    """Nobody subscribes to the group."""
+    CAUSE_DELAYED: _Cause.ValueType  # 12
+    """A delivery failed, and the next one waits for its time."""
+    CAUSE_PARKED: _Cause.ValueType  # 13
+    """KEY_ORDERED: a lower one of its key is not settled, or it was redriven while a higher one is out."""
+    CAUSE_MAX_IN_FLIGHT: _Cause.ValueType  # 14
+    """As many messages are leased as the group may have out."""
+    CAUSE_NO_CREDIT: _Cause.ValueType  # 15
+    """No active consumer may be sent anything: credit used up."""
+    CAUSE_KEY_UNKNOWN: _Cause.ValueType  # 16
+    """KEY_ORDERED: the group has not looked at its key yet; it looks ahead as far as it needs, and at no more than 100,000
+    unsettled messages. Or some were redriven: nothing goes out until the group has looked at the keys of those.
+    """
+    CAUSE_OUT_OF_REACH: _Cause.ValueType  # 17
+    """The settled messages lie in so many pieces that the group turns to its gaps first."""
+    CAUSE_IN_LINE: _Cause.ValueType  # 31
+    """Nothing holds it back: it goes out in its turn."""
+
+class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+    """Why a group does not deliver a message now. Where several hold, the lowest number is the answer: as long as it holds,
+    the others do not matter.
+    """
+
+CAUSE_UNSPECIFIED: Cause.ValueType  # 0
+"""Never sent."""
+CAUSE_NO_MESSAGE: Cause.ValueType  # 1
+"""There is nothing to deliver; see ExplainMessageResponse.state."""
+CAUSE_MOVING: Cause.ValueType  # 2
+"""A seek of the group is on its way to the log."""
+CAUSE_SETTLED: Cause.ValueType  # 6
+"""Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
+CAUSE_SETTLING: Cause.ValueType  # 7
+"""Acked, rejected or failed; the change is on its way to the log."""
+CAUSE_LEASED: Cause.ValueType  # 8
+"""Handed to a consumer, which has not settled it."""
+CAUSE_PAUSED: Cause.ValueType  # 9
+"""The group is paused."""
+CAUSE_NO_CONSUMERS: Cause.ValueType  # 10
+"""Nobody subscribes to the group."""
+CAUSE_DELAYED: Cause.ValueType  # 12
+"""A delivery failed, and the next one waits for its time."""
+CAUSE_PARKED: Cause.ValueType  # 13
+"""KEY_ORDERED: a lower one of its key is not settled, or it was redriven while a higher one is out."""
+CAUSE_MAX_IN_FLIGHT: Cause.ValueType  # 14
+"""As many messages are leased as the group may have out."""
+CAUSE_NO_CREDIT: Cause.ValueType  # 15
+"""No active consumer may be sent anything: credit used up."""
+CAUSE_KEY_UNKNOWN: Cause.ValueType  # 16
+"""KEY_ORDERED: the group has not looked at its key yet; it looks ahead as far as it needs, and at no more than 100,000
+unsettled messages. Or some were redriven: nothing goes out until the group has looked at the keys of those.
+"""
+CAUSE_OUT_OF_REACH: Cause.ValueType  # 17
+"""The settled messages lie in so many pieces that the group turns to its gaps first."""
+CAUSE_IN_LINE: Cause.ValueType  # 31
+"""Nothing holds it back: it goes out in its turn."""
+Global___Cause: _TypeAlias = Cause  # noqa: Y015
+
+@_typing.final
+class ExplainMessageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Required."""
+    offset: _builtins.int
+    """Any."""
+    group: _builtins.str
+    """Only this group; empty: all of the channel."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        group: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "group", b"group", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainMessageRequest: _TypeAlias = ExplainMessageRequest  # noqa: Y015
+
+@_typing.final
+class ExplainMessageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    IN_SYNC_FIELD_NUMBER: _builtins.int
+    FIRST_OFFSET_FIELD_NUMBER: _builtins.int
+    END_OFFSET_FIELD_NUMBER: _builtins.int
+    APPEND_TIME_US_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """As asked."""
+    offset: _builtins.int
+    """As asked."""
+    state: Global___MessageState.ValueType
+    """Where the message is."""
+    sentence: _builtins.str
+    """The same for people: one sentence."""
+    shard: _builtins.int
+    """The shard that the channel lives in."""
+    owner: _builtins.str
+    """Id of the node that owns the shard, and answers."""
+    epoch: _builtins.int
+    """The number of that leadership."""
+    first_offset: _builtins.int
+    """Of the channel: the oldest kept offset."""
+    end_offset: _builtins.int
+    """Of the channel: the offset after the last committed one."""
+    append_time_us: _builtins.int
+    """STORED: when the owner appended it."""
+    size_bytes: _builtins.int
+    """STORED: size of the encoded Message."""
+    key: _builtins.bytes
+    """STORED: its key, if any."""
+    @_builtins.property
+    def in_sync(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that have everything that is committed, as the owner knows."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupExplanation]:
+        """In the order of their names, at most 1,000; ask for others by name."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        state: Global___MessageState.ValueType = ...,
+        sentence: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        owner: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        in_sync: _abc.Iterable[_builtins.str] | None = ...,
+        first_offset: _builtins.int = ...,
+        end_offset: _builtins.int = ...,
+        append_time_us: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        key: _builtins.bytes = ...,
+        groups: _abc.Iterable[Global___GroupExplanation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "channel", b"channel", "end_offset", b"end_offset", "epoch", b"epoch", "first_offset", b"first_offset", "groups", b"groups", "in_sync", b"in_sync", "key", b"key", "offset", b"offset", "owner", b"owner", "sentence", b"sentence", "shard", b"shard", "size_bytes", b"size_bytes", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainMessageResponse: _TypeAlias = ExplainMessageResponse  # noqa: Y015
+
+@_typing.final
+class GroupExplanation(_message.Message):
+    """What one group has to say about a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_US_FIELD_NUMBER: _builtins.int
+    BEHIND_OFFSET_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    ACTIVE_CONSUMER_FIELD_NUMBER: _builtins.int
+    CONSUMERS_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """Its name."""
+    mode: _common_pb2.GroupMode.ValueType
+    """Its mode."""
+    cause: Global___Cause.ValueType
+    """Why the message is not being delivered now."""
+    sentence: _builtins.str
+    """All of it for people: one sentence."""
+    consumer: _builtins.str
+    """LEASED, SETTLING: the name of the consumer, perhaps empty."""
+    attempt: _builtins.int
+    """LEASED, SETTLING: the number of that delivery. Otherwise of the last one that failed; 0: none did."""
+    until_time_us: _builtins.int
+    """LEASED: when the lease ends; DELAYED: when it may be delivered. By the owner's clock; otherwise 0."""
+    behind_offset: _builtins.int
+    """PARKED: the one of its key that goes first. KEY_UNKNOWN: the lowest whose key is not known. In other modes, of a message
+    that was never delivered: the lowest such one. Absent when it is this one.
+    """
+    active_consumer: _builtins.str
+    """FAILOVER: the name of the consumer that gets messages now, perhaps empty."""
+    consumers: _builtins.int
+    """Live subscriptions of the group."""
+    @_builtins.property
+    def also(self) -> _containers.RepeatedScalarFieldContainer[Global___Cause.ValueType]:
+        """What holds it back besides, and will when that is over; ascending."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[_dead_letter_pb2.FailedDelivery]:
+        """Its latest failed deliveries, as far as they are remembered: at most eight, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        mode: _common_pb2.GroupMode.ValueType = ...,
+        cause: Global___Cause.ValueType = ...,
+        also: _abc.Iterable[Global___Cause.ValueType] | None = ...,
+        sentence: _builtins.str = ...,
+        consumer: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        until_time_us: _builtins.int = ...,
+        behind_offset: _builtins.int | None = ...,
+        failures: _abc.Iterable[_dead_letter_pb2.FailedDelivery] | None = ...,
+        active_consumer: _builtins.str = ...,
+        consumers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset", "behind_offset", b"behind_offset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset", "active_consumer", b"active_consumer", "also", b"also", "attempt", b"attempt", "behind_offset", b"behind_offset", "cause", b"cause", "consumer", b"consumer", "consumers", b"consumers", "failures", b"failures", "group", b"group", "mode", b"mode", "sentence", b"sentence", "until_time_us", b"until_time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__behind_offset: _TypeAlias = _typing.Literal["behind_offset"]  # noqa: Y015
+    _WhichOneofArgType__behind_offset: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__behind_offset) -> _WhichOneofReturnType__behind_offset | None: ...
+
+Global___GroupExplanation: _TypeAlias = GroupExplanation  # noqa: Y015
 
 @_typing.final
 class GetMessagesRequest(_message.Message):

@@ -40,6 +40,11 @@ class MessageServiceStub:
                 request_serializer=ringpost_dot_v1_dot_message__pb2.GetMessagesRequest.SerializeToString,
                 response_deserializer=ringpost_dot_v1_dot_message__pb2.GetMessagesResponse.FromString,
                 _registered_method=True)
+        self.ExplainMessage = channel.unary_unary(
+                '/ringpost.v1.MessageService/ExplainMessage',
+                request_serializer=ringpost_dot_v1_dot_message__pb2.ExplainMessageRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_message__pb2.ExplainMessageResponse.FromString,
+                _registered_method=True)
 
 
 class MessageServiceServicer:
@@ -55,6 +60,15 @@ class MessageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainMessage(self, request, context):
+        """Tells where a message is, and for each group of its channel why it is not being delivered now. The owner answers, as of
+        this moment; nothing is changed. Every offset has an answer, also one that nobody has published yet. NOT_FOUND:
+        no such channel, or no such group where one is named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MessageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +76,11 @@ def add_MessageServiceServicer_to_server(servicer, server):
                     servicer.GetMessages,
                     request_deserializer=ringpost_dot_v1_dot_message__pb2.GetMessagesRequest.FromString,
                     response_serializer=ringpost_dot_v1_dot_message__pb2.GetMessagesResponse.SerializeToString,
+            ),
+            'ExplainMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainMessage,
+                    request_deserializer=ringpost_dot_v1_dot_message__pb2.ExplainMessageRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_message__pb2.ExplainMessageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +111,33 @@ class MessageService:
             '/ringpost.v1.MessageService/GetMessages',
             ringpost_dot_v1_dot_message__pb2.GetMessagesRequest.SerializeToString,
             ringpost_dot_v1_dot_message__pb2.GetMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.MessageService/ExplainMessage',
+            ringpost_dot_v1_dot_message__pb2.ExplainMessageRequest.SerializeToString,
+            ringpost_dot_v1_dot_message__pb2.ExplainMessageResponse.FromString,
             options,
             channel_credentials,
             insecure,

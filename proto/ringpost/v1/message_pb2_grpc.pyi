@@ -38,6 +38,11 @@ class MessageServiceStub:
     beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
     are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
     """
+    ExplainMessage: _grpc.UnaryUnaryMultiCallable[_message_pb2.ExplainMessageRequest, _message_pb2.ExplainMessageResponse]
+    """Tells where a message is, and for each group of its channel why it is not being delivered now. The owner answers, as of
+    this moment; nothing is changed. Every offset has an answer, also one that nobody has published yet. NOT_FOUND:
+    no such channel, or no such group where one is named.
+    """
 
 @_typing.type_check_only
 class MessageServiceAsyncStub(MessageServiceStub):
@@ -48,6 +53,11 @@ class MessageServiceAsyncStub(MessageServiceStub):
     """Reads committed messages from an offset on, as many as fit. NOT_FOUND: no such channel. OUT_OF_RANGE: the offset is
     beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
     are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
+    """
+    ExplainMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.ExplainMessageRequest, _message_pb2.ExplainMessageResponse]  # type: ignore[assignment]
+    """Tells where a message is, and for each group of its channel why it is not being delivered now. The owner answers, as of
+    this moment; nothing is changed. Every offset has an answer, also one that nobody has published yet. NOT_FOUND:
+    no such channel, or no such group where one is named.
     """
 
 class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +72,17 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads committed messages from an offset on, as many as fit. NOT_FOUND: no such channel. OUT_OF_RANGE: the offset is
         beyond the end or no longer kept; the details carry first_offset and end_offset. DATA_LOSS: its bytes on disk
         are damaged; with MESSAGES_LOST for good, and the details carry next_offset, the first one behind the loss.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainMessage(
+        self,
+        request: _message_pb2.ExplainMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_message_pb2.ExplainMessageResponse, _abc.Awaitable[_message_pb2.ExplainMessageResponse]]:
+        """Tells where a message is, and for each group of its channel why it is not being delivered now. The owner answers, as of
+        this moment; nothing is changed. Every offset has an answer, also one that nobody has published yet. NOT_FOUND:
+        no such channel, or no such group where one is named.
         """
 
 def add_MessageServiceServicer_to_server(servicer: MessageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -57,10 +57,16 @@ class Message(_message.Message):
     producer_time_us: _builtins.int
     """When the producer made it, microseconds since the epoch; 0: unknown. The broker does not read it."""
     message_id: _builtins.str
-    """The producer's own name for the message."""
+    """The producer's own name for the message. On a channel with a dedup_window_ms a message whose id was stored lately is
+    not stored again.
+    """
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Facts about the message. `traceparent` joins traces."""
+        """Facts about the message. `traceparent` joins traces. Names that begin with "ringpost-" are Ringpost's. Nodes do not
+        look at these, clients do: a request has `ringpost-reply-to`, the channel for the answer; `ringpost-correlation`, which
+        the answer repeats; and `ringpost-timeout-ms`, for how long after its append_time_us somebody waits. An answer that
+        refuses has `ringpost-error`, one sentence.
+        """
 
     def __init__(
         self,
@@ -120,6 +126,8 @@ class PublishRequest(_message.Message):
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXPECTED_OFFSET_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required. Made by first use unless the node forbids it."""
     count: _builtins.int
@@ -144,6 +152,18 @@ class PublishRequest(_message.Message):
     """Which instance of the producer, see above."""
     first_sequence: _builtins.int
     """Number of the batch's first message, see above."""
+    expected_offset: _builtins.int
+    """Optimistic concurrency. Absent: append whatever the channel holds. Otherwise the batch is appended only if its first
+    message gets exactly this offset (0: the channel is empty, or not made yet); if another one would be next the batch is
+    refused with OFFSET_MISMATCH, metadata next_offset, and nothing is appended. Of several publishers that expect the
+    same offset exactly one succeeds, whichever nodes they talk to. next_offset is committed: a reader finds everything
+    below it. With a producer_id a batch that is stored already is answered as ever, with its first offsets, although
+    the channel has grown since; without one, who got no answer must read to know whether it was stored.
+    """
+    traceparent: _builtins.str
+    """Trace context of the batch (W3C traceparent), "" for none: where the nodes send spans, what they do with the batch
+    joins the trace if it is sampled. A message's own context belongs in its headers.
+    """
     @_builtins.property
     def batch(self) -> Global___Batch:
         """Required. Its encoded length is bounded by NodeLimits.max_batch_bytes, each message by the channel's
@@ -161,14 +181,21 @@ class PublishRequest(_message.Message):
         producer_id: _builtins.int = ...,
         producer_epoch: _builtins.int = ...,
         first_sequence: _builtins.int = ...,
+        expected_offset: _builtins.int | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "batch", b"batch", "crc32c", b"crc32c"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "crc32c", b"crc32c", "expected_offset", b"expected_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "durability", b"durability", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
     _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
+    _WhichOneofReturnType__expected_offset: _TypeAlias = _typing.Literal["expected_offset"]  # noqa: Y015
+    _WhichOneofArgType__expected_offset: _TypeAlias = _typing.Literal["_expected_offset", b"_expected_offset"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_offset) -> _WhichOneofReturnType__expected_offset | None: ...
 
 Global___PublishRequest: _TypeAlias = PublishRequest  # noqa: Y015
 
@@ -194,7 +221,7 @@ class PublishResponse(_message.Message):
     durability: _common_pb2.Durability.ValueType
     """What was reached, at least what was asked for."""
     duplicate: _builtins.bool
-    """True when it was stored before and this is the first answer again."""
+    """True when it was stored before, under the same numbers or message ids, and this is the first answer again."""
     append_time_us: _builtins.int
     """The owner's clock at the append; never falls within a channel. 0 for a duplicate."""
     owner: _builtins.str

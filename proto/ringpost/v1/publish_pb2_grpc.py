@@ -58,8 +58,13 @@ class PublisherServiceServicer:
         INVALID_ARGUMENT  a bad name, field, checksum or batch; the details name the field
         NOT_FOUND         CHANNEL_NOT_FOUND: unknown channel, and this node does not create by first use
         RESOURCE_EXHAUSTED  DISK_FULL, BUSY, CHANNEL_LIMIT: nothing appended; RetryInfo says when to try again
-        FAILED_PRECONDITION SEQUENCE_GAP, UNKNOWN_PRODUCER, PRODUCER_FENCED: see PublishRequest.producer_id
+        FAILED_PRECONDITION SEQUENCE_GAP, UNKNOWN_PRODUCER, PRODUCER_FENCED: see PublishRequest.producer_id; OFFSET_MISMATCH:
+        see PublishRequest.expected_offset
         ALREADY_EXISTS    DUPLICATE_TOO_OLD: stored long ago, its offsets are no longer known
+        DUPLICATE_IDS: some of its messages, or all in another order, are stored, see
+        ChannelConfig.dedup_window_ms; metadata index (the first that is, or is there twice) and prefix: so
+        many messages from the batch's first on would be taken, or answered, as a batch of their own.
+        Nothing was appended, and a producer's numbers are not used up
         DATA_LOSS         SHARD_QUARANTINED: the channel's storage is damaged and takes no more until repaired
         UNAVAILABLE       the node is starting or draining, or nobody leads the channel's shard; with reason NOT_APPENDED or
         NOT_LEADER nothing was appended. Clients' ports hold a batch for some seconds before they say so,

@@ -104,6 +104,7 @@ class OpenSubscription(_message.Message):
     CONSUMER_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     """Chosen by the client, above 0. One that is in use on this stream ends the stream with INVALID_ARGUMENT."""
     channel: _builtins.str
@@ -118,6 +119,10 @@ class OpenSubscription(_message.Message):
     heartbeat_interval_ms: _builtins.int
     """Longest silence before a heartbeat, 1,000 to 300,000; 0: the server's default of 10,000. The least of
     a stream's subscriptions counts.
+    """
+    mode: _common_pb2.GroupMode.ValueType
+    """The mode that the group shall have: it is made so by first use, and the opening fails with FAILED_PRECONDITION,
+    GROUP_MODE (metadata mode, wanted) when it has another. Unset: whichever it has; made by first use it is SHARED.
     """
     @_builtins.property
     def start(self) -> _common_pb2.Start:
@@ -137,10 +142,11 @@ class OpenSubscription(_message.Message):
         consumer: _builtins.str = ...,
         credit: Global___Credit | None = ...,
         heartbeat_interval_ms: _builtins.int = ...,
+        mode: _common_pb2.GroupMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "mode", b"mode", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,7 +241,7 @@ class Settle(_message.Message):
 
     @_builtins.property
     def nack(self) -> Global___Nack:
-        """Not done; again after the delay, to any member, with attempt + 1."""
+        """Not done; again after a delay, to any member, with attempt + 1."""
 
     @_builtins.property
     def extend(self) -> Global___Extend:
@@ -243,7 +249,7 @@ class Settle(_message.Message):
 
     @_builtins.property
     def reject(self) -> Global___Reject:
-        """Will never be done: settled like an ack, counted as rejected with its reason."""
+        """Will never be done: settled, counted as rejected, kept as a dead letter with its reason."""
 
     def __init__(
         self,
@@ -287,16 +293,24 @@ class Nack(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELAY_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FALLBACK_DELAY_MS_FIELD_NUMBER: _builtins.int
     delay_ms: _builtins.int
-    """0 to 604,800,000 (seven days)."""
+    """1 to 604,800,000 (seven days); 0: as the group's retry policy says, without one `fallback_delay_ms`."""
+    reason: _builtins.str
+    """Why, for people and for whom the message is delivered to next: at most 1,024 bytes."""
+    fallback_delay_ms: _builtins.int
+    """Where neither `delay_ms` nor the group has a delay: 0 to 604,800,000."""
     def __init__(
         self,
         *,
         delay_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        fallback_delay_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_ms", b"delay_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_ms", b"delay_ms", "fallback_delay_ms", b"fallback_delay_ms", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,7 +467,7 @@ Global___Opened: _TypeAlias = Opened  # noqa: Y015
 
 @_typing.final
 class Deliver(_message.Message):
-    """Messages, in the channel's order (redeliveries of a group excepted)."""
+    """Messages, in the channel's order (redeliveries of a group excepted); with order per key, in that of each key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -490,6 +504,7 @@ class DeliveredBatch(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
+    LAST_REASON_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
     """Offset of the first message."""
     count: _builtins.int
@@ -506,6 +521,10 @@ class DeliveredBatch(_message.Message):
     """Groups: the lease ends so long after this was sent."""
     channel: _builtins.str
     """The channel; set only where a subscription covers several."""
+    last_reason: _builtins.str
+    """Groups, from attempt 2 on: why the delivery before failed, as its nack said; a lease that ended has a reason of the
+    broker's.
+    """
     @_builtins.property
     def batch(self) -> _publish_pb2.Batch: ...
     def __init__(
@@ -519,10 +538,11 @@ class DeliveredBatch(_message.Message):
         attempt: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
         channel: _builtins.str = ...,
+        last_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,5 +1,6 @@
 """Channels, groups, node and check from the command line, against a real node."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def test_a_channel_is_made_changed_shown_purged_and_removed(cli: Cli) -> None:
         "retention_bytes": 1 << 20,
         "retention_messages": 10,
         "max_message_bytes": 0,
+        "dedup_window_ms": 0,
     }
     cli("pub", "adm.a", "n{n}", "--count", "5")
     refused = cli("channel", "purge", "adm.a", "--before", "3")
@@ -46,8 +48,30 @@ def test_a_group_is_made_moved_and_removed(cli: Cli) -> None:
     cli("pub", "adm.g", "n{n}", "--count", "10")
     made = cli("group", "add", "adm.g", "g", "--from", "4", "--ack-deadline", "5s", "-o", "json").json
     assert (made["pending"], made["config"]["ack_deadline_ms"]) == (6, 5000)
+    assert made["config"]["mode"] == "shared"
     assert cli("group", "seek", "adm.g", "g", "8", "--yes", "-o", "json").json["pending"] == 2
+    policy = ("--backoff", "exponential", "--retry-delay", "2s", "--max-retry-delay", "1m", "--jitter", "10")
+    changed = cli("group", "set", "adm.g", "g", *policy, "--max-attempts", "5", "-o", "json").json["config"]
+    assert changed == made["config"] | {
+        "max_attempts": 5,
+        "retry": {"backoff": "exponential", "delay_ms": 2_000, "max_delay_ms": 60_000, "jitter_percent": 10},
+    }
+    assert "exponential, 2.0 s up to 1 min, jitter 10 %" in cli("group", "info", "adm.g", "g").out
+    assert cli("group", "set", "adm.g", "g", "--backoff", "none", "-o", "json").json["config"]["max_attempts"] == 5
     assert [group["name"] for group in cli("group", "ls", "adm.g", "-o", "json").json] == ["g"]
+    assert cli("group", "pause", "adm.g", "g", "-o", "json").json["paused"] is True
+    assert [group["paused"] for group in cli("group", "ls", "adm.g", "-o", "json").json] == [True]
+    assert re.search(r"^paused +yes$", cli("group", "info", "adm.g", "g").out, re.MULTILINE)
+    behind = cli("group", "resume", "adm.g", "g", "-o", "json").json
+    assert (behind["paused"], behind["lag_bytes"] > 0, behind["lag_ms"] >= 0) == (False, True, True)
+    assert re.search(r"^lag +about ", cli("group", "info", "adm.g", "g").out, re.MULTILINE)
+    assert cli("group", "add", "adm.g", "h", "--mode", "key_ordered").code == 0
+    assert [line.split()[:3] for line in cli("group", "ls", "adm.g").out.splitlines()[1:]] == [
+        ["adm.g", "g", "shared"],
+        ["adm.g", "h", "key_ordered"],
+    ]
+    other = cli("sub", "adm.g", "--group", "h", "--mode", "failover", "--count", "1")
+    assert (other.code, "has mode GROUP_MODE_KEY_ORDERED" in other.err) == (1, True)
     assert cli("group", "rm", "adm.g", "g", "--yes").code == 0
     assert cli("group", "info", "adm.g", "g").code == 1
     twice = cli("group", "rm", "adm.g", "g", "--yes")
@@ -72,6 +96,8 @@ def test_a_wrong_argument_is_explained_in_the_broker_s_own_words(cli: Cli) -> No
         ["sub", "adm.g", "--group", "a.b"],
         ["group", "add", "adm.g", "g g"],
         ["group", "seek", "adm.g", "", "0", "--yes"],
+        ["group", "set", "adm.g", "g", "--jitter", "5"],
+        ["group", "set", "adm.g", "g", "--backoff", "linear"],
         ["pub", "adm.g", "x", "--header", "n=" + "v" * 20_000],
         ["channel", "set", "adm.g", "--max-message", "1TiB"],
     ):

@@ -37,9 +37,10 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 def test_the_product_s_commands_are_all_there() -> None:
     wanted = (
-        "up down serve demo pub sub channel group msg node cluster check bench verify completion context top bundle"
+        *("up", "down", "serve", "demo", "pub", "sub", "channel", "group", "dlq", "msg", "node", "cluster", "check"),
+        *("bench", "request", "reply", "verify", "completion", "context", "top", "bundle", "token", "certs"),
     )
-    assert sorted(main.commands) == sorted(wanted.split())
+    assert sorted(main.commands) == sorted(wanted)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +49,16 @@ def test_the_product_s_commands_are_all_there() -> None:
         (["pub", "a"], "Give either DATA or --lines FILE"),
         (["pub", "a", "b", "--lines", "-"], "Give either DATA or --lines FILE"),
         (["pub", "a", "-", "--count", "2"], "--count repeats DATA"),
+        (["pub", "a", "b", "--count", "2", "--expect-offset", "1"], "--expect-offset is for one message"),
+        (["pub", "a", "b", "--expect-offset", "-1"], "x<=18446744073709551615"),
+        (["pub", "a", "--lines", "-", "--id", "x"], "--id names one message"),
         (["pub", "a", "b", "--header", "x"], "write name=value"),
         (["pub", "a", "b", "--durability", "high"], "memory"),
         (["pub", "a", "--lines", "/no/such/file"], "No such file"),
         (["sub", "a", "--from", "yesterday"], "earliest, latest, an offset"),
         (["sub", "a", "--no-ack"], "only with --group"),
+        (["sub", "a", "--mode", "failover"], "only with --group"),
+        (["group", "add", "a", "g", "--mode", "random"], "key_ordered"),
         (["sub", "a", "--count", "0"], "x>=1"),
         (["channel", "set", "a"], "Nothing to set"),
         (["channel", "add", "a", "--keep-bytes", "many"], "64KiB"),

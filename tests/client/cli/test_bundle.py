@@ -1,14 +1,16 @@
 """`bundle`: everything that helps, and nothing that must not leave."""
 
 import json
+import os
 import stat
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ringpost.client import errors
-from ringpost.client.cli.bundle import collect
+from ringpost.client.cli.bundle import Archive, collect
 
 from .conftest import Cli
 
@@ -66,6 +68,28 @@ async def test_what_cannot_be_had_is_named_and_holds_up_nothing(
     path = tmp_path / "b.tar.gz"
     archive.write(path)
     assert "nobody is there" in contents(path)["problems.json"].decode()
+
+
+def test_nobody_else_can_read_it_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "b.tar.gz", []
+    path.write_text("an older one")
+    path.chmod(0o644)
+    add = tarfile.TarFile.addfile
+
+    def addfile(*arguments: Any) -> None:
+        seen.append(stat.S_IMODE(path.stat().st_mode))
+        add(*arguments)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
+    archive = Archive()
+    archive.files = {"logs/node.log": b"x" * 100}
+    before = os.umask(0)
+    try:
+        assert archive.write(path) == path.stat().st_size
+    finally:
+        os.umask(before)
+    assert seen == [0o600]
+    assert contents(path) == {"logs/node.log": b"x" * 100}
 
 
 def test_an_archive_that_cannot_be_written_is_an_error_that_names_it(cli: Cli, tmp_path: Path) -> None:

@@ -79,12 +79,30 @@ def test_the_environment_names_the_files_without_a_context(tls: Tls) -> None:
         (("context", "add", "x"), 2, "--addr"),
         (("context", "add", "x", "--addr", "a:1", "--ca", "/no/such/file"), 2, "does not exist"),
         (("context", "add", "x", "--addr", "a:1", "--cert", __file__), 2, "add --ca"),
+        (("context", "add", "x", "--addr", "127.0.0.1:1,a:1", "--token-file", __file__), 2, "to a:1 in plain text"),
         (("context", "add", "x", "--addr", "a:1", "--ca", __file__, "--cert", __file__), 1, "needs its key"),
     ],
 )
 def test_what_is_wrong_is_said(tls: Tls, arguments: tuple[str, ...], code: int, told: str) -> None:
     ran = tls.run(*arguments)
     assert (ran.code, told in ran.err) == (code, True), ran
+
+
+def test_a_token_goes_to_other_machines_in_plain_text_only_where_somebody_said_so(tls: Tls, tmp_path: Path) -> None:
+    (file := tmp_path / "token").write_text("rp_x")
+    remote, shown = "broker.invalid:7400", {"RINGPOST_TOKEN_FILE": str(file)}
+    tls.run("context", "use", "none")
+    refused = tls.run("pub", "orders", "a", "--addr", remote, **shown)
+    assert (refused.code, "would go to broker.invalid:7400 in plain text" in refused.err) == (1, True)
+    assert tls.run("pub", "orders", "a", "--addr", remote, **shown, RINGPOST_INSECURE="true").code == 3, "it tried"
+    assert tls.run("pub", "orders", "a", "--addr", tls.node.address, **shown).code == 3, "this machine is no other"
+    add = ("context", "add", "far", "--addr", remote, "--token-file", str(file))
+    assert tls.run(*add, "--insecure").code == 0
+    assert tls.run("pub", "orders", "a").code == 3
+    assert tls.run(*add, "--ca", str(tls.authority.file)).code == 0
+    assert tls.run("pub", "orders", "a").code == 3
+    assert tls.run("context", "add", "near", "--addr", "localhost:9", "--token-file", str(file)).code == 0
+    tls.run("context", "use", "none")
 
 
 def test_a_damaged_file_is_named(tls: Tls, tmp_path: Path) -> None:

@@ -21,6 +21,27 @@ def test_a_message_goes_in_and_comes_out_with_key_and_headers(cli: Cli) -> None:
     assert "offset 1 · owner" in cli("pub", "msg.a", "again").out
 
 
+def test_a_message_may_ask_for_its_place(cli: Cli) -> None:
+    assert cli("pub", "msg.expected", "a", "--expect-offset", "0", "-o", "json").json["offset"] == 0
+    late = cli("pub", "msg.expected", "b", "--expect-offset", "0")
+    assert (late.code, late.out) == (1, "")
+    assert "next message gets 1" in late.err
+    assert cli("pub", "msg.expected", "b", "--expect-offset", "1").code == 0
+
+
+def test_an_id_is_stored_once_where_there_is_a_window(cli: Cli) -> None:
+    made = cli("channel", "add", "msg.ids", "--dedup-window", "1h", "-o", "json").json
+    assert made["config"]["dedup_window_ms"] == 3_600_000
+    assert "dedup window      1 h\n" in cli("channel", "info", "msg.ids").out
+    assert cli("pub", "msg.ids", "x", "--id", "a-2", "-o", "json").json["duplicates"] == 0
+    many = cli("pub", "msg.ids", "n{n}", "--id", "a-{n}", "--count", "3", "-o", "json").json
+    assert (many["duplicates"], many["count"]) == (1, 3)
+    assert "3 stored before" in cli("pub", "msg.ids", "n{n}", "--id", "a-{n}", "--count", "3").out
+    found = cli("sub", "msg.ids", "--from", "earliest", "--count", "3").lines
+    assert [one["message_id"] for one in found] == ["a-2", "a-1", "a-3"]
+    assert "stored before" in cli("pub", "msg.ids", "x", "--id", "a-3").out
+
+
 def test_the_producer_s_time_is_shown(ringpost_session_broker: Any, cli: Cli) -> None:
     async def publish() -> None:
         async with connect(ringpost_session_broker.address) as mq:
@@ -89,3 +110,26 @@ def test_messages_are_read_by_offset_up_to_the_end(cli: Cli) -> None:
     beyond = cli("msg", "get", "msg.e", "3")
     assert (beyond.code, beyond.out) == (1, "")
     assert "Error: " in beyond.err
+
+
+def test_a_message_is_explained(cli: Cli) -> None:
+    cli("pub", "msg.why", "hello", "--key", "k")
+    for group in ("g", "f", "h"):
+        assert cli("group", "add", "msg.why", group).code == 0
+    assert cli("group", "pause", "msg.why", "g").code == 0
+    shown = cli("msg", "explain", "msg.why", "0").out
+    assert "msg.why 0: stored" in shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("group ")] == ["f", "g", "h"]
+    assert (
+        "It is held back because the group is paused, and waits for a consumer, of which the group has none." in shown
+    )
+    told = cli("msg", "explain", "msg.why", "0", "--group", "g", "-o", "json").json
+    assert (told["state"], told["key"], told["first_offset"], told["end_offset"]) == ("stored", "k", 0, 1)
+    (group,) = told["groups"]
+    assert (group["group"], group["mode"], group["cause"], group["also"]) == ("g", "shared", "paused", ["no_consumers"])
+    ahead = cli("msg", "explain", "msg.why", "7", "-o", "json").json
+    assert (ahead["state"], ahead["groups"][0]["cause"]) == ("not_published", "no_message")
+    assert "append_time_us" not in ahead
+    unknown = cli("msg", "explain", "msg.why", "0", "--group", "x")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "'x'" in unknown.err

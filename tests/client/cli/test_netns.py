@@ -14,15 +14,14 @@ from ringpost.client.cli import netns
 from ringpost.client.cli.faults import ALL, DEAF, MUTE, NODES, ONE, STORE, cut
 from ringpost.client.cli.netns import Network
 
-# Prints what it hears for half a second; the other says its name to an address.
+# Prints what it hears until its input ends, and a moment longer; the other says its name to an address.
 _LISTEN = """
-import socket, sys, time
+import select, socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(("0.0.0.0", 7)); print("ready", flush=True)
-heard, end = set(), time.monotonic() + float(sys.argv[1])
-while (left := end - time.monotonic()) > 0:
-    s.settimeout(left)
-    try: heard.add(s.recv(99).decode())
-    except TimeoutError: break
+heard, sources, wait = set(), [s, sys.stdin], None
+while ready := select.select(sources, [], [], wait)[0]:
+    if s in ready: heard.add(s.recv(99).decode())
+    else: sources, wait = [s], 0.3
 print(*sorted(heard))
 """
 _SAY = """
@@ -42,7 +41,9 @@ class Places:
     def heard(self) -> dict[str, str]:
         """Whom each place hears, by first letters; m is this machine."""
         listeners = {
-            name: subprocess.Popen([*inside, sys.executable, "-c", _LISTEN, "0.4"], stdout=subprocess.PIPE, text=True)
+            name: subprocess.Popen(
+                [*inside, sys.executable, "-c", _LISTEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             for name, (_, inside) in self.places.items()
         }
         for one in listeners.values():

@@ -105,11 +105,12 @@ async def test_a_nack_comes_again_with_the_next_attempt() -> None:
     stream = Stream(hub_of(rig))
     stream.open(group="g")
     await stream.said()
-    stream.settle(ranges=ranges((1, 1)), nack=Nack())
+    stream.settle(ranges=ranges((1, 1)), nack=Nack(reason="busy"))
     stored(rig)
     said = await stream.said()
     assert sorted(events(said)) == ["deliver", "settled"]
     assert spans(said) == [(1, 1, 2)]
+    assert [batch.last_reason for event in said for batch in event.deliver.batches] == ["busy"]
     assert stream.session.hub.counters.redeliveries == 1
 
 

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from ringpost.node.errors import InvalidRequest, Unavailable
+from ringpost.node.shard.shard import Shard
 from ringpost.v1.common_pb2 import Start
 from ringpost.v1.subscribe_pb2 import Ack, Extend, Nack, Outcome, Reject, SubscribeRequest, SubscribeResponse
 from tests.node.delivery.fakes import (
@@ -252,6 +253,21 @@ async def test_half_close_releases_leases_answers_what_is_open_and_ends() -> Non
     assert [result.outcome for result in answer.settled.results] == [DONE]
     assert await stream.session.next_message() is None
     assert group.core.settled_below == 1
+
+
+async def test_what_is_settled_while_the_shard_is_led_no_more_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    group, stream = with_group(rig, 4), Stream(hub_of(rig))
+    stream.open(group="g")
+    await stream.said()
+    monkeypatch.setattr(Shard, "serving", False)
+    stream.settle(correlation=6, ranges=ranges((0, 1), (3, 3)), ack=Ack())
+    rig.time.turn()
+    (answer,) = await stream.said()
+    results = [(one.range.first, one.range.last, one.outcome) for one in answer.settled.results]
+    assert results == [(0, 1, Outcome.OUTCOME_MOVED), (3, 3, Outcome.OUTCOME_MOVED)]
+    assert not answer.settled.HasField("failure")
+    assert group.core.settled_below == 0
 
 
 async def test_drain_is_told_and_nothing_new_begins() -> None:

@@ -4,7 +4,7 @@ It has its own log: a change that the group asked for is an entry there until it
 replays the committed ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject
@@ -39,17 +39,24 @@ class Message:
 
 @dataclass(eq=False)
 class Entry:
-    """One change in the log. `kind`: ack, reject, fail, seek or trim. `offsets`: offset to (failures, not before)."""
+    """One change in the log. `kind`: ack, reject, fail, seek, trim or reopen.
+
+    `offsets`: offset to (failures, not before). `last`: those among them that fail for the last time.
+    """
 
     kind: str
     offsets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    last: set[int] = field(default_factory=set)
     at: int = 0
 
 
 class Model:
     """Offsets 0..end-1; unlike the group it is told when messages are published."""
 
-    def __init__(self, ack_deadline: int, max_in_flight: int) -> None:
+    def __init__(self, ack_deadline: int, max_in_flight: int, delays: Sequence[int] = (), attempts: int = 0) -> None:
+        """`delays`: after the first failure, the second, and so on; the last one counts for all that follow."""
+        self.delays = delays
+        self.attempts = attempts
         self.ack_deadline = ack_deadline
         self.max_in_flight = max_in_flight
         self.messages: list[Message] = []
@@ -91,11 +98,14 @@ class Model:
     def take(self, consumer: int, limit: int, now: int) -> list[tuple[int, int]]:
         room = max(0, min(limit, self.max_in_flight - self.count("in_flight")))
         taken = self.available(now)[:room]
+        self.hand(consumer, taken, now)
+        return taken
+
+    def hand(self, consumer: int, taken: list[tuple[int, int]], now: int) -> None:
         for offset, attempt in taken:
             message = self.messages[offset]
             message.holder, message.attempt, message.deadline = consumer, attempt, now + self.ack_deadline
             self.handed_end[consumer] = max(self.handed_end[consumer], offset + 1)
-        return taken
 
     def detach(self, consumer: int) -> bool:
         leased = self.leased_to(consumer)
@@ -127,8 +137,10 @@ class Model:
         if message.holder == consumer or (again and isinstance(action, Ack | Reject)):
             message.holder, message.settler = None, consumer
             message.waits_for.append(entry)
-            delay = action.delay_us if isinstance(action, Nack) else 0
-            entry.offsets[offset] = (message.attempt, now + delay)
+            if isinstance(action, Nack):
+                self._fail(entry, offset, now, action.delay_us, action.fallback_us)
+            else:
+                entry.offsets[offset] = (message.attempt, 0)
             return Outcome.DONE
         return Outcome.ALREADY if message.settled else Outcome.EXPIRED
 
@@ -153,8 +165,17 @@ class Model:
             if message.holder is not None and message.deadline <= now:
                 message.settler, message.holder = message.holder, None
                 message.waits_for.append(entry)
-                entry.offsets[offset] = (message.attempt, now)
+                self._fail(entry, offset, now, 0, 0)
         return entry if entry.offsets else None
+
+    def _fail(self, entry: Entry, offset: int, now: int, own_delay: int, fallback: int) -> None:
+        attempt = self.messages[offset].attempt
+        delay = own_delay
+        if not delay:
+            delay = self.delays[min(attempt, len(self.delays)) - 1] if self.delays else fallback
+        entry.offsets[offset] = (attempt, now + delay)
+        if self.attempts and attempt >= self.attempts:
+            entry.last.add(offset)
 
     def next_event(self, now: int) -> int | None:
         times = [m.deadline for m in self.messages if m.holder is not None]
@@ -169,9 +190,13 @@ class Model:
         if entry.kind in {"seek", "trim"}:
             for message in self.messages[: entry.at]:
                 message.close()
+        if entry.kind == "reopen" and self.messages[entry.at].settled:
+            self.messages[entry.at] = Message()
         for offset, (failures, not_before) in entry.offsets.items():
             message = self.messages[offset]
-            if entry.kind == "fail":
+            if offset in entry.last:
+                self.rejected += message.close()
+            elif entry.kind == "fail":
                 if entry in message.waits_for:
                     message.waits_for = []
                 if not message.settled:

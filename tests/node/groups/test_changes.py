@@ -3,6 +3,7 @@
 from ringpost.node.groups.changes import Ack, Nack, Outcome, Reject, Retry, SettleChange, join
 from ringpost.node.groups.core import GroupCore
 from ringpost.v1.subscribe_pb2 import Outcome as ProtoOutcome
+from tests.node.groups.actors import failed
 
 
 def test_outcomes_have_the_numbers_of_the_api() -> None:
@@ -50,4 +51,4 @@ def test_a_joined_change_ends_all_that_it_carries() -> None:
     (change,) = join(verdict.change for verdict in verdicts if verdict.change)
     group.apply(change)
     assert group.in_flight == 0
-    assert group.snapshot() == (1, [(2, 2)], [Retry(1, 1, 1, 0)], 1)
+    assert group.snapshot() == (1, [(2, 2)], [failed(1, 1, 1, 0)], 1)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ringpost.node.groups.changes import Ack, Extend, Lease, Nack, Reject, Retry, SettleChange
+from ringpost.node.groups.changes import Ack, Extend, Lease, Nack, Reject, SettleChange
 from ringpost.node.groups.core import EXPIRE_RANGES_MAX, GroupCore
+from ringpost.node.groups.policy import ENDED
 from tests.node.groups.actors import (
     ALREADY,
     ANN,
@@ -14,6 +15,7 @@ from tests.node.groups.actors import (
     SECOND,
     UNKNOWN,
     commit,
+    failed,
     new_group,
     restarted,
     settle,
@@ -178,7 +180,7 @@ class TestAck:
         for now in (31 * SECOND, 32 * SECOND):
             ended = group.expire(now)
             assert ended is not None
-            assert ended.retries == [Retry(0, 0, 1, now)]
+            assert ended.retries == [failed(0, 0, 1, now, now, ENDED)]
             group.abort(ended)
 
     def test_and_without_its_consumer_the_message_is_free(self) -> None:
@@ -198,7 +200,7 @@ class TestFailure:
         group.take(ANN, 2, 2, 0)
         verdict = settle(group, ANN, Nack(5 * SECOND), (0, 0), now=SECOND)
         assert verdict.change is not None
-        assert verdict.change.retries == [Retry(0, 0, 1, 6 * SECOND)]
+        assert verdict.change.retries == [failed(0, 0, 1, 6 * SECOND, SECOND)]
         group.apply(verdict.change)
         assert (group.to_redeliver, group.in_flight, group.next_event_us(SECOND)) == (1, 1, 6 * SECOND)
         assert not group.deliverable(2, 6 * SECOND - 1)
@@ -223,7 +225,7 @@ class TestFailure:
         assert group.expire(30 * SECOND - 1) is None
         change = group.expire(30 * SECOND)
         assert change is not None
-        assert change.retries == [Retry(0, 2, 1, 30 * SECOND)]
+        assert change.retries == [failed(0, 2, 1, 30 * SECOND, 30 * SECOND, ENDED)]
         assert not group.deliverable(3, 30 * SECOND), "not before the attempt is recorded"
         group.apply(change)
         assert group.take(BOB, 3, 3, 30 * SECOND) == [Lease(0, 2, 2)]
@@ -300,7 +302,7 @@ class TestRestart:
         for change in changes:
             commit(group, change)
         assert restarted(before, filter(None, changes)).snapshot() == group.snapshot()
-        assert group.snapshot() == (0, [(1, 1)], [Retry(3, 5, 1, 7)], 1)
+        assert group.snapshot() == (0, [(1, 1)], [failed(3, 5, 1, 7)], 1)
 
     def test_attempts_add_up_over_restarts(self) -> None:
         group = new_group()

@@ -5,6 +5,7 @@ and a failure that was recorded is never forgotten.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,16 +13,27 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject, SettleChange, Verdict, join
 from ringpost.node.groups.core import GroupCore
+from ringpost.node.groups.policy import Backoff, RetryPolicy
 from tests.node.groups.model import Entry, Model
 
 ACK_DEADLINE = 100
 
 actions: st.SearchStrategy[Action] = st.one_of(
     st.just(Ack()),
-    st.builds(Nack, st.sampled_from([0, 10, 150])),
+    st.builds(Nack, st.sampled_from([0, 0, 10, 150]), st.sampled_from(["", "why"]), st.sampled_from([0, 20])),
     st.builds(Extend, st.sampled_from([0, 5, 300])),
     st.builds(Reject, st.sampled_from(["bad", "worse"])),
 )
+# A policy, and its delays worked out by hand.
+POLICIES = [
+    (RetryPolicy(), ()),
+    (RetryPolicy(max_attempts=1), ()),
+    (RetryPolicy(Backoff.CONSTANT, 30, max_attempts=3), (30,)),
+    (RetryPolicy(Backoff.LINEAR, 20, 50), (20, 40, 50)),
+    (RetryPolicy(Backoff.EXPONENTIAL, 5, 30, max_attempts=5), (5, 10, 20, 30)),
+    (RetryPolicy(Backoff.CONSTANT, 30, max_attempts=2, dead_letters=True), (30,)),
+]
+
 spans = st.tuples(st.sampled_from([0, 0, 1, 4, 9]), st.integers(0, 4)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 range_lists = st.lists(spans, min_size=1, max_size=3)
 
@@ -36,12 +48,13 @@ class Written:
 
 
 class GroupMachine(RuleBasedStateMachine):
-    @initialize(max_in_flight=st.sampled_from([3, 10, 100]))
-    def begin(self, max_in_flight: int) -> None:
+    @initialize(max_in_flight=st.sampled_from([3, 10, 100]), choice=st.sampled_from(POLICIES))
+    def begin(self, max_in_flight: int, choice: tuple[RetryPolicy, tuple[int, ...]]) -> None:
         self.max_in_flight = max_in_flight
-        self.model = Model(ACK_DEADLINE, max_in_flight)
+        self.policy, self.delays = choice
+        self.model = self.new_model()
         self.now = 1_000
-        self.group = GroupCore(settled_below=0, ack_deadline_us=ACK_DEADLINE, max_in_flight=max_in_flight)
+        self.group = self.new_group(settled_below=0)
         self.checkpoint = self.group.snapshot()
         self.log: list[Written] = []
         self.committed: list[Written] = []  # since the checkpoint
@@ -50,6 +63,12 @@ class GroupMachine(RuleBasedStateMachine):
         self.consumers = 0
         self.attach()
         self.publish(8)
+
+    def new_model(self) -> Model:
+        return Model(ACK_DEADLINE, self.max_in_flight, self.delays, self.policy.max_attempts)
+
+    def new_group(self, **state: Any) -> GroupCore:
+        return GroupCore(**state, ack_deadline_us=ACK_DEADLINE, max_in_flight=self.max_in_flight, policy=self.policy)
 
     @property
     def end(self) -> int:
@@ -87,6 +106,7 @@ class GroupMachine(RuleBasedStateMachine):
         for offset, attempt in taken:
             assert offset not in self.confirmed
             assert attempt > self.failures.get(offset, 0)
+            assert not self.policy.max_attempts or attempt <= self.policy.max_attempts
 
     @rule(choice=st.integers(0, 2), limit=st.sampled_from([3, 20]), action=actions, part=spans, stored=st.booleans())
     def work(self, choice: int, limit: int, action: Action, part: tuple[int, int], stored: bool) -> None:
@@ -139,12 +159,14 @@ class GroupMachine(RuleBasedStateMachine):
         if change is not None and entry is not None:
             self.log.append(Written(entry, change, set()))
 
-    @rule(upheaval=st.sampled_from(["seek", "trim", "checkpoint", "crash"]), at=st.integers(0, 40))
+    @rule(upheaval=st.sampled_from(["seek", "trim", "reopen", "reopen", "checkpoint", "crash"]), at=st.integers(0, 40))
     def something_rare(self, upheaval: str, at: int) -> None:
         if upheaval == "crash":
             self.crash()
         elif upheaval == "checkpoint":
             self.checkpoint, self.committed = self.group.snapshot(), []
+        elif upheaval == "reopen":
+            self.log.append(Written(Entry(upheaval, at=at % self.end), SettleChange(), set()))
         else:
             at = min(at, self.end, self.end if upheaval == "seek" else self.model.settled_below() + 4)
             self.log.append(Written(Entry(upheaval, at=at), SettleChange(), set()))
@@ -154,8 +176,8 @@ class GroupMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4), joined=st.booleans())
     def commit(self, count: int, joined: bool) -> None:
         written, self.log = self.log[:count], self.log[count:]
-        moves = {"seek", "trim"}
-        if joined and not any(one.entry.kind in moves for one in written):
+        apart = any(one.entry.kind in {"seek", "trim", "reopen"} or one.change.dying for one in written)
+        if joined and not apart:
             for change in join(one.change for one in written):
                 self.group.apply(change)
         else:
@@ -167,10 +189,17 @@ class GroupMachine(RuleBasedStateMachine):
             if one.entry.kind == "seek":
                 self.confirmed = {offset for offset in self.confirmed if offset < one.entry.at}
                 self.failures.clear()
+            elif one.entry.kind == "reopen":
+                self.came_back(one.entry.at)
             elif one.entry.kind == "fail":
                 for offset, (attempt, _) in one.entry.offsets.items():
                     self.failures[offset] = max(attempt, self.failures.get(offset, 0))
         self.committed += written
+
+    def came_back(self, offset: int) -> None:
+        if not self.model.messages[offset].settled:
+            self.confirmed.discard(offset)
+            self.failures.pop(offset, None)
 
     @precondition(lambda self: self.log)
     @rule(count=st.sampled_from([1, 1_000]))
@@ -183,14 +212,20 @@ class GroupMachine(RuleBasedStateMachine):
 
     def crash(self) -> None:
         self.log = []
-        self.group = GroupCore(
-            **self.checkpoint._asdict(), ack_deadline_us=ACK_DEADLINE, max_in_flight=self.max_in_flight
-        )
+        self.group = self.new_group(**self.checkpoint._asdict())
         for one in self.committed:
             change = one.change
-            replay(self.group, one, SettleChange(change.acked, change.rejected, change.reject_reason, change.retries))
+            known = SettleChange(change.acked, change.rejected, change.reject_reason, change.retries)
+            known.dying = change.dying
+            replay(self.group, one, known)
         self.model.forget()
         self.attach()
+
+    def learn_all(self) -> None:
+        """For groups that must be told keys."""
+
+    def check_order(self, had: list[int]) -> None:
+        """In which all was had in the end."""
 
     # what must hold
 
@@ -219,12 +254,15 @@ class GroupMachine(RuleBasedStateMachine):
         self.now += 1_000
         self.group.attach(0)
         had: list[int] = []
+        self.learn_all()
         while leases := self.group.take(0, 100, self.end, self.now):
             ranges = [(lease.first, lease.last) for lease in leases]
             had += [offset for first, last in ranges for offset in range(first, last + 1)]
             change = self.group.settle(0, Ack(), ranges, False, self.now).change
             assert change is not None
             self.group.apply(change)
+            self.learn_all()
+        self.check_order(had)
         assert sorted(had) == [n for n, message in enumerate(self.model.messages) if not message.settled]
         assert self.group.settled_below == self.end
 
@@ -234,8 +272,13 @@ def replay(group: GroupCore, written: Written, change: SettleChange) -> None:
         group.seek(written.entry.at)
     elif written.entry.kind == "trim":
         group.trim(written.entry.at)
+    elif written.entry.kind == "reopen":
+        group.reopen(written.entry.at)
     else:
         group.apply(change)
+        for dying in change.dying:  # their letters are committed
+            for offset in range(dying.first, dying.last + 1):
+                group.give_up(offset)
 
 
 def durable(group: GroupCore, end: int) -> list[tuple[bool, int, int]]:
@@ -244,7 +287,7 @@ def durable(group: GroupCore, end: int) -> list[tuple[bool, int, int]]:
     found = [(offset < state.settled_below, 0, 0) for offset in range(end)]
     for first, last in state.settled:
         found[first : last + 1] = [(True, 0, 0)] * (last - first + 1)
-    for first, last, attempt, not_before in state.retries:
+    for first, last, attempt, not_before, _ in state.retries:
         found[first : last + 1] = [(False, attempt, not_before)] * (last - first + 1)
     return found
 

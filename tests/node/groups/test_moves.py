@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringpost.node.groups.changes import Ack, Lease, Nack, Retry
+from ringpost.node.groups.changes import Ack, Lease, Nack
 from tests.node.groups.actors import (
     ALREADY,
     ANN,
@@ -13,6 +13,7 @@ from tests.node.groups.actors import (
     SECOND,
     UNKNOWN,
     commit,
+    failed,
     new_group,
     settle,
 )
@@ -68,7 +69,7 @@ class TestMoves:
         change = settle(group, ANN, Nack(), (0, 9)).change
         group.trim(6)
         commit(group, change)
-        assert group.snapshot() == (6, [], [Retry(6, 9, 1, 0)], 0)
+        assert group.snapshot() == (6, [], [failed(6, 9, 1, 0)], 0)
         assert group.take(BOB, 10, 10, 0) == [Lease(6, 9, 2)]
 
     def test_a_due_failure_that_is_gone_is_not_deliverable(self) -> None:

@@ -136,4 +136,5 @@ def test_types_keep_their_numbers() -> None:
         "TRIM": 6,
         "REPLICA": 7,
         "TRUNCATE": 8,
+        "REPEAT": 9,
     }

@@ -59,6 +59,14 @@ def test_a_row_number_counts_from_the_oldest_row_kept() -> None:
     assert index.row(0).address == 2000
 
 
+def test_bytes_of_a_stretch_of_rows() -> None:
+    index = index_of((0, 1000, 50), (10, 2000, 60), (20, 3000, 70))
+    assert [index.bytes_of_rows(*pair) for pair in ((0, 3), (1, 2), (1, 9), (2, 2), (2, 1))] == [180, 60, 130, 0, 0]
+    index.drop_below(10)
+    assert index.bytes_of_rows(0, 1) == 60
+    assert FrameIndex().bytes_of_rows(0, 5) == 0
+
+
 def test_a_rewritten_frame_is_found_at_its_new_address() -> None:
     index = index_of((0, 1000, 50), (10, 2000, 60), (20, 3000, 70))
     index.drop_below(10)

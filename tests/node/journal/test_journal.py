@@ -232,7 +232,9 @@ def test_restarts_that_write_nothing_seal_at_most_to_the_end_of_the_segment() ->
 
 def test_real_files(tmp_path: Path) -> None:
     files = RealFiles()
-    owner = Owner(files, directory=tmp_path, segment_bytes=1 << 20, group_bytes_max=1 << 18, linger_us=500)
+    owner = Owner(
+        files, directory=tmp_path, segment_bytes=1 << 20, group_bytes_max=1 << 18, linger_us=500, busy_linger_us=500
+    )
     for number in range(600):
         owner.append(b"%d" % number * (number % 9) * 200, shard=number % 2)
     for _ in range(1200):

@@ -18,6 +18,11 @@ def failing_calls(code: int, total: int) -> Iterator[tuple[int, FaultyFiles]]:
         yield number, files
 
 
+def never_came(number: int, files: FaultyFiles) -> bool:
+    """Whether the run had fewer calls than the one before: how much the writer's thread takes at a time varies."""
+    return files.calls <= number
+
+
 def run_until_failure(files: FaultyFiles, **options: object) -> tuple[Owner | None, int]:
     """Runs the workload; the owner (None: it could not even start) and the disk's changes when it failed or closed."""
     try:
@@ -43,6 +48,8 @@ def test_any_call_may_fail_once(code: int) -> None:
     failed = 0
     for number, files in failing_calls(code, clean.calls):
         owner, changes = run_until_failure(files)
+        if never_came(number, files):
+            continue
         if owner is None:
             assert files.open_handles == (files.trace[number] == "close"), number
             continue
@@ -68,6 +75,8 @@ def test_a_full_disk_is_met_once_more_after_space_was_freed() -> None:
     for number, files in failing_calls(errno.ENOSPC, clean.calls):
         calls: list[int] = []
         owner, _ = run_until_failure(files, on_no_space=lambda calls=calls: calls.append(1) is None)
+        if never_came(number, files):
+            continue
         kind = files.trace[number]
         if owner is None or kind in ("list", "open", "size"):
             continue

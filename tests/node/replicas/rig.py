@@ -10,6 +10,7 @@ import grpc
 from crc32c import crc32c
 
 from ringpost.cluster.keys import shard_of
+from ringpost.cluster.levels import OWN, Levels
 from ringpost.cluster.memory_kv import MemoryKv, MemoryStore
 from ringpost.cluster.view import NodeRef
 from ringpost.node.config import Config
@@ -33,6 +34,7 @@ class Node:
         self.name = name
         self.directory = directory
         self._store = store
+        self._levels = settings.pop("levels", OWN)
         self._settings = {"shard_count": SHARDS, "segment_bytes": 8 << 20, "lease_ttl_s": 2, **settings}
         self._port = 0
         self.relay = Relay()  # between this node and the others, where these call it
@@ -60,7 +62,7 @@ class Node:
             revision_seen=identity.view_revision,
         )
         self.kv = MemoryKv(self._store)
-        coordination = coordination_over(self.kv, config, facts)
+        coordination = coordination_over(self.kv, config, facts, levels=self._levels)
         self.member = Member(self.storage, coordination, node=self.name)
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self.server.add_generic_rpc_handlers((self.member.handlers(),))
@@ -70,6 +72,10 @@ class Node:
         await self.member.join(NodeRef(self.name, "127.0.0.1:1", peer_address=f"127.0.0.1:{self.relay.port}"))
         self.running = True
         return self
+
+    def replace(self, levels: Levels) -> None:
+        """Another version of the program from the next start on."""
+        self._levels = levels
 
     async def stop(self) -> None:
         """A clean end."""
@@ -85,12 +91,12 @@ class Node:
     def shards(self) -> list[Shard]:
         return self.storage.store.shards
 
-    async def publish(self, channel: str, *texts: str, **how: Any) -> Stored:
-        """Publishes one batch here; raises the error that it is answered with."""
+    async def publish(self, channel: str, *texts: str, key: str = "", **how: Any) -> Stored:
+        """Publishes one batch here, with one key; raises the error that it is answered with."""
         store = self.storage.store
         shard = store.shards[shard_of(channel, SHARDS)]
         shard.check_serving()
-        batch = Batch(messages=[Message(data=text.encode()) for text in texts]).SerializeToString()
+        batch = Batch(messages=[Message(key=key.encode(), data=text.encode()) for text in texts]).SerializeToString()
         done: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
 
         def reply(outcome: Stored | RingpostError) -> None:

@@ -55,11 +55,14 @@ async def test_a_drained_node_deletes_its_copies_and_gives_their_disk_space_back
         assert copies(victim) == []
         assert victim.storage.store.log.ledger.segments() == [], "no byte of it is live"
         maintenance = Maintenance(victim.storage, config, Health())
-        for _ in range(2):
-            await maintenance.checkpoint()
-        await maintenance.reclaim()
-        left = sum(segment.size_bytes for segment in journal.segments())
         assert before > 2 << 20
+        for _ in range(10):  # while the node still hears of its drain a segment may end, and then go one turn later
+            for _ in range(2):
+                await maintenance.checkpoint()
+            await maintenance.reclaim()
+            left = sum(segment.size_bytes for segment in journal.segments())
+            if left <= 1 << 20:
+                break
         assert left <= 1 << 20, "the active segment is left"
         await victim.stop()
         await victim.start()
@@ -168,7 +171,7 @@ async def test_a_copy_that_goes_while_it_is_made_holds_up_no_checkpoint(tmp_path
         first.abandon()
         assert number in store.restoring, "that of the other is kept"
         replicator = node.member.replicator
-        replicator._receiving[number] = second
+        replicator.snapshots._receiving[number] = second
         replicator._detach(shard)
         assert store.restoring == {}
 

@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from ringpost.cluster.view import Desired
+from ringpost.cluster.view import Desired, NodeRef
 from ringpost.internal.v1.peer_pb2 import FenceReplicasRequest, ReplicateResponse
 from ringpost.node.replicas.peer import Peer
 from tests.node.replicas.rig import Cluster, Node
@@ -117,6 +118,56 @@ async def test_a_connection_that_is_given_up_does_not_end_who_asked(tmp_path: Pa
         assert await asyncio.wait_for(asking, 1.0) is None
         one.member.peers._peers.pop("n2")
         other.relay.join()
+
+
+async def test_a_peer_is_closed_even_where_grpc_keeps_the_cancellation_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a read does whose call is cancelled in the same moment; the tasks went on for ever, and so did a stop."""
+    lost = asyncio.Event()
+
+    async def stream(self: Peer) -> bool:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            lost.set()
+        return False
+
+    async with Cluster(tmp_path) as cluster:
+        one = cluster.nodes["n1"].member
+        monkeypatch.setattr(Peer, "_stream", stream)
+        ref = NodeRef("n9", "127.0.0.1:1", session=99, peer_address="127.0.0.1:1")
+        made = Peer(one.peers, one.coordination.view.cluster_id, ref)
+        await asyncio.sleep(0.05)
+        monkeypatch.undo()
+        await asyncio.wait_for(made.close(), 5.0)
+        assert lost.is_set()
+
+
+async def test_only_members_may_ask_for_an_election_and_others_leave_no_term(tmp_path: Path) -> None:
+    """A removed node keeps a certificate of the peers' authority."""
+
+    class Context:
+        def __init__(self, name: str) -> None:
+            self.facts = {"transport_security_type": [b"ssl"], "x509_subject_alternative_name": [name.encode()]}
+
+        def auth_context(self) -> dict[str, list[bytes]]:
+            return self.facts
+
+        def peer(self) -> str:
+            return "ipv4:10.0.0.9:1"
+
+        async def abort(self, code: grpc.StatusCode, text: str) -> None:
+            raise PermissionError(code, text)
+
+    async with Cluster(tmp_path) as cluster:
+        member = cluster.nodes["n2"].member
+        view = member.coordination.view
+        forged = FenceReplicasRequest(cluster_id=view.cluster_id, term=1 << 62)
+        with pytest.raises(PermissionError, match="no member's"):
+            await member.server.fence(forged, Context("n9"))
+        honest = FenceReplicasRequest(cluster_id=view.cluster_id, term=view.controller_term)
+        assert not (await member.server.fence(honest, Context("n1"))).replicas
 
 
 async def test_a_member_that_was_removed_is_asked_no_more(tmp_path: Path) -> None:

@@ -145,3 +145,13 @@ def test_a_fetch_of_a_stream_that_broke_is_forgotten() -> None:
     rig.core.follower_link_lost("b")
     rig.lead()
     assert rig.core.next_data("b") is None
+
+
+def test_an_epoch_that_its_log_has_already_is_an_alarm_and_no_election() -> None:
+    """A store that was restored from a backup gives epochs for the second time."""
+    rig = Rig(1, 5)
+    rig.see(epoch=4)
+    assert rig.core.fence(5, rig.now) is None
+    assert rig.core.fence(5, rig.now) is None
+    assert len(rig.heard("alarm")) == 1
+    assert rig.core.fence(6, rig.now) == LogEnd(5, 2)

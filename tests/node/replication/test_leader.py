@@ -138,6 +138,55 @@ def test_who_has_the_epochs_start_joins_and_counts_from_then_on() -> None:
     assert rig.log.committed == 2
 
 
+def nearly_in() -> Rig:
+    """ "rc" follows, and lacks what "rb" has."""
+    rig = led(in_sync=("ra", "rb"))
+    rig.follows("b")
+    rig.fetched("c", 1, 0, 0)
+    rig.append()
+    rig.catches_up("b")
+    return rig
+
+
+def test_commits_wait_for_a_copy_that_lacks_only_what_has_just_come() -> None:
+    """Otherwise it would never be in sync, as long as the load goes on."""
+    rig = nearly_in()
+    assert (rig.log.committed, rig.heard("propose")) == (1, [])
+    end = rig.append(2)
+    rig.catches_up("b")
+    assert (rig.log.committed, rig.heard("propose")) == (1, [])
+    rig.catches_up("c")
+    assert rig.log.committed == end
+    assert [proposed.in_sync for proposed, _ in rig.heard("propose")][:1] == [("ra", "rb", "rc")]
+
+
+def test_they_do_not_wait_for_long_nor_again_at_once() -> None:
+    rig = nearly_in()
+    rig.pass_time(0.9)
+    assert rig.log.committed == 1
+    rig.pass_time(0.2)
+    assert rig.log.committed == 2
+    end = rig.append()
+    rig.catches_up("b")
+    rig.pass_time(0.1)
+    assert rig.log.committed == end
+
+
+def test_they_do_not_wait_for_one_that_is_far_behind_or_gone() -> None:
+    rig = led(in_sync=("ra", "rb"))
+    rig.follows("b")
+    rig.append(2_000)
+    rig.catches_up("b")
+    rig.fetched("c", 1, 0, 0)
+    rig.pass_time(0.1)
+    end = rig.append()
+    rig.catches_up("b")
+    assert rig.log.committed == end
+    rig = nearly_in()
+    rig.core.node_lost("c", 13, rig.now)
+    assert rig.log.committed == 2
+
+
 def test_who_is_late_goes_if_enough_remain() -> None:
     rig = led()
     rig.follows("b")

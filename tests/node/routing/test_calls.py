@@ -17,10 +17,25 @@ from ringpost.v1.channel_pb2 import (
     SetChannelRequest,
 )
 from ringpost.v1.cluster_pb2 import GetRoutesRequest
-from ringpost.v1.group_pb2 import AddGroupRequest, GroupInfo, ListGroupsRequest
-from ringpost.v1.message_pb2 import GetMessagesRequest
+from ringpost.v1.common_pb2 import Start
+from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupInfo, ListGroupsRequest, PauseGroupRequest
+from ringpost.v1.message_pb2 import (
+    CAUSE_LEASED,
+    CAUSE_NO_CREDIT,
+    CAUSE_PAUSED,
+    MESSAGE_STATE_STORED,
+    ExplainMessageRequest,
+    GetMessagesRequest,
+)
 from ringpost.v1.publish_pb2 import PublishRequest
-from tests.integration.broker import Client, batch_of, told_by_status
+from tests.integration.broker import (
+    Client,
+    batch_of,
+    next_event,
+    open_subscription,
+    told_by_failure,
+    told_by_status,
+)
 from tests.node.routing.cluster import Nodes, running
 
 
@@ -46,6 +61,23 @@ async def test_a_channel_is_looked_after_through_any_node(nodes: Nodes) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await three.messages.GetMessages(GetMessagesRequest(channel=channel))
     assert told_by_status(error.value).reason == "CHANNEL_NOT_FOUND"
+
+
+async def test_the_owner_explains_a_message_through_any_node(nodes: Nodes) -> None:
+    channel = nodes.channel("n2")
+    one, three = nodes.clients["n1"], nodes.clients["n3"]
+    await one.publisher.Publish(PublishRequest(channel=channel, batch=batch_of(b"a", b"b")))
+    stream = one.subscribe()
+    await stream.write(open_subscription(channel, credit=1, group="g", consumer="ann"))
+    await next_event(stream, "deliver")
+    await one.groups.PauseGroup(PauseGroupRequest(channel=channel, name="g"))
+    told = await three.messages.ExplainMessage(ExplainMessageRequest(channel=channel, offset=0, group="g"))
+    assert (told.state, told.owner, told.in_sync) == (MESSAGE_STATE_STORED, "n2", ["n2"])
+    assert [(group.cause, group.consumer) for group in told.groups] == [(CAUSE_LEASED, "ann")]
+    told = await three.messages.ExplainMessage(ExplainMessageRequest(channel=channel, offset=1))
+    assert [(group.cause, list(group.also)) for group in told.groups] == [(CAUSE_PAUSED, [CAUSE_NO_CREDIT])]
+    assert (await three.groups.GetGroup(GetGroupRequest(channel=channel, name="g"))).group.paused
+    stream.cancel()
 
 
 async def filled(nodes: Nodes) -> list[str]:
@@ -165,3 +197,46 @@ async def test_routes_tell_who_and_where(nodes: Nodes) -> None:
         ("n3", "z3", False),
     }
     assert [(route.owner, list(route.replicas)) for route in routes.shards[:2]] == [("n1", ["n1"]), ("n2", ["n2"])]
+
+
+@pytest.mark.parametrize("asked", ["n1", "n3"])
+async def test_how_far_something_is_says_only_who_surely_leads(nodes: Nodes, asked: str) -> None:
+    """An owner that was frozen does not answer with less than its clients have seen; once it is sure again it does."""
+    channel = nodes.channel("n1")
+    client = nodes.clients[asked]
+    await client.publisher.Publish(PublishRequest(channel=channel, batch=batch_of(b"x")))
+    await client.groups.AddGroup(AddGroupRequest(channel=channel, name="g"))
+    routing = nodes.servers["n1"].routing
+    assert routing is not None
+    router, sure = routing.router, False
+    router.sure = lambda shard: sure or shard != nodes.shard(channel)
+    asks = [
+        lambda: client.channels.GetChannel(GetChannelRequest(name=channel), timeout=1.5),
+        lambda: client.groups.GetGroup(GetGroupRequest(channel=channel, name="g"), timeout=1.5),
+        lambda: client.messages.GetMessages(GetMessagesRequest(channel=channel), timeout=1.5),
+    ]
+    for ask in asks:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await ask()
+        assert error.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    waiting = [asyncio.ensure_future(ask()) for ask in asks]
+    await asyncio.sleep(0.2)
+    assert not any(one.done() for one in waiting)
+    sure = True
+    assert (await waiting[0]).channel.end_offset == 1
+    assert (await waiting[1]).group.pending == 1
+    assert len((await waiting[2]).messages) == 1
+
+
+async def test_an_offset_beyond_the_end_is_refused_only_by_who_surely_leads(nodes: Nodes) -> None:
+    channel = nodes.channel("n1")
+    client, hub = nodes.clients["n1"], nodes.servers["n1"].hub
+    await client.publisher.Publish(PublishRequest(channel=channel, batch=batch_of(b"x")))
+    told = []
+    for sure in (False, True):
+        hub.may_deliver = lambda _, sure=sure: sure
+        call = client.subscriber.Subscribe(timeout=20)
+        await call.write(open_subscription(channel, start=Start(offset=99)))
+        told.append(told_by_failure((await next_event(call, "closed")).failure).code)
+        call.cancel()
+    assert told == [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OUT_OF_RANGE]

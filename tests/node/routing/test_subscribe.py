@@ -10,8 +10,21 @@ import pytest
 import pytest_asyncio
 
 from ringpost.v1.channel_pb2 import DeleteChannelRequest, PurgeChannelRequest
-from ringpost.v1.common_pb2 import OffsetRange, Start
-from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, SeekGroupRequest, SettleMessagesRequest
+from ringpost.v1.common_pb2 import GroupMode, OffsetRange, Start
+from ringpost.v1.dead_letter_pb2 import (
+    DropDeadLettersRequest,
+    GetDeadLetterRequest,
+    ListDeadLettersRequest,
+    RedriveDeadLettersRequest,
+)
+from ringpost.v1.group_pb2 import (
+    AddGroupRequest,
+    GetGroupRequest,
+    GroupConfig,
+    RetryPolicy,
+    SeekGroupRequest,
+    SettleMessagesRequest,
+)
 from ringpost.v1.publish_pb2 import PublishRequest
 from ringpost.v1.subscribe_pb2 import (
     Ack,
@@ -20,6 +33,7 @@ from ringpost.v1.subscribe_pb2 import (
     GrantCredit,
     Nack,
     Outcome,
+    Reject,
     Settle,
     SubscribeRequest,
 )
@@ -63,6 +77,7 @@ class Subscriber:
         self.texts: list[int] = []
         self.offsets: list[int] = []
         self.attempts: list[int] = []
+        self.reasons: list[str] = []
         self.others: list[Any] = []
         self._open = open_subscription(channel, number, credit=credit, **fields)
 
@@ -88,6 +103,7 @@ class Subscriber:
             assert batch.count == len(batch.batch.messages)
             self.offsets += range(batch.first_offset, batch.first_offset + batch.count)
             self.attempts += [batch.attempt] * batch.count
+            self.reasons += [batch.last_reason] * batch.count
             self.texts += [int(message.data.split(b" ")[0]) for message in batch.batch.messages]
 
     async def grant(self, messages: int, size: int = 1 << 40) -> None:
@@ -221,6 +237,65 @@ async def test_work_is_confirmed_after_the_entry_node_died(nodes: Nodes) -> None
     again = Subscriber(nodes.clients["n3"], channel, group="g")
     await again.open()
     assert sorted(await again.take(10)) == list(range(10, 20))
+
+
+async def test_the_mode_of_a_group_is_the_same_through_any_node(nodes: Nodes) -> None:
+    channel = nodes.channel("n2")
+    await fill(nodes.clients["n2"], channel, 0, 6)
+    ann = Subscriber(nodes.clients["n1"], channel, group="g", mode=GroupMode.GROUP_MODE_FAILOVER, consumer="ann")
+    bob = Subscriber(nodes.clients["n3"], channel, group="g", mode=GroupMode.GROUP_MODE_FAILOVER, consumer="bob")
+    await ann.open()
+    await bob.open()
+    assert await ann.take(6) == list(range(6))
+    group = (await nodes.clients["n3"].groups.GetGroup(GetGroupRequest(channel=channel, name="g"))).group
+    assert [(member.consumer, member.active) for member in group.members] == [("ann", True), ("bob", False)]
+    await ann.end()
+    assert await bob.take(6) == list(range(6))
+
+    other = nodes.clients["n1"].subscribe(120)
+    await other.write(open_subscription(channel, group="g", mode=GroupMode.GROUP_MODE_EXCLUSIVE))
+    told = told_by_failure((await next_event(other, "closed")).failure)
+    assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "GROUP_MODE")
+    alone = [nodes.clients[name].subscribe(120) for name in ("n1", "n3")]
+    for stream in alone:
+        await stream.write(open_subscription(channel, group="h", mode=GroupMode.GROUP_MODE_EXCLUSIVE))
+        if stream is alone[0]:
+            await next_event(stream, "opened")
+    told = told_by_failure((await next_event(alone[1], "closed")).failure)
+    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "GROUP_OCCUPIED")
+    assert told.retry_after_ms > 0
+
+
+async def test_dead_letters_are_looked_after_through_any_node(nodes: Nodes) -> None:
+    channel = nodes.channel("n2")
+    await fill(nodes.clients["n2"], channel, 0, 3)
+    one, three = nodes.clients["n1"], nodes.clients["n3"]
+    config = GroupConfig(retry=RetryPolicy(backoff=1, delay_ms=1), max_attempts=2)
+    await three.groups.AddGroup(AddGroupRequest(channel=channel, name="g", config=config))
+    subscriber = Subscriber(one, channel, group="g")
+    await subscriber.open()
+    await subscriber.take(3)
+    await subscriber.settle((2, 2), reject=Reject(reason="bad"))
+    await subscriber.settle((0, 1), nack=Nack(reason="busy"))
+    await subscriber.take(2)
+    assert subscriber.reasons == ["", "", "", "busy", "busy"]
+    assert await subscriber.settle((0, 1), nack=Nack(reason="down")) == [(0, 1, Outcome.OUTCOME_DONE)]
+    on = {"channel": channel, "group": "g"}
+    listed = (await three.letters.ListDeadLetters(ListDeadLettersRequest(**on))).letters
+    assert [(letter.offset, letter.reason, letter.attempts) for letter in listed] == [
+        (2, "bad", 1),
+        (0, "down", 2),
+        (1, "down", 2),
+    ]
+    answer = await one.letters.RedriveDeadLetters(RedriveDeadLettersRequest(**on, numbers=[1, 2]))
+    assert (answer.redriven, answer.numbers_done) == (2, 2)
+    await subscriber.take(2)
+    assert subscriber.offsets[-2:] == [0, 1]
+    assert subscriber.attempts[-2:] == [1, 1]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await three.letters.GetDeadLetter(GetDeadLetterRequest(**on, number=1))
+    assert told_by_status(error.value).reason == "DEAD_LETTER_NOT_FOUND"
+    assert (await three.letters.DropDeadLetters(DropDeadLettersRequest(**on))).dropped == 1
 
 
 # -- sharing --------------------------------------------------------------------------------------------------------

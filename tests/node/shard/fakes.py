@@ -1,6 +1,6 @@
 """A store without a disk: a journal that keeps frames in a list, a clock that stands, timers that fire on command."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from crc32c import crc32c
@@ -12,6 +12,7 @@ from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, Header, decod
 from ringpost.node.journal.pending import JournalFailed
 from ringpost.node.journal.reclaim import SegmentLedger
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.dead_letters import Gravedigger
 from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
@@ -158,8 +159,19 @@ class Rig:
         self.losses: list[Loss] = []
         self.read_error: Exception | None = None
         self.reading = Reading(self.log.cache, self._fetch, lambda channel, what: self.damaged.append(what))
+        self._spawned: list[Coroutine[Any, Any, None]] = []
+        self.log.burials.write = Gravedigger(self.reading, self._spawn, self.store.check_disk).write
         if epoch:
             self.lead(epoch)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._spawned.append(coroutine)
+        self.time.call_soon(lambda: _run(coroutine))
+
+    def abandon(self) -> None:
+        """The process is gone with all that it was about to do."""
+        for coroutine in self._spawned:
+            coroutine.close()
 
     def lead(self, epoch: int) -> None:
         for shard in self.store.shards:
@@ -203,20 +215,31 @@ class Rig:
         return [cached(frames[address]) for address, _ in rows]
 
 
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs what waits for nothing: reads are answered at once."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits")
+
+
 def cached(frame: Stored) -> CachedFrame:
     """A stored DATA frame as a read gives it."""
     h = frame.decoded
     return CachedFrame(h.base_offset, h.count, h.time_us, h.body_crc, frame.body, h.producer, h.base_sequence)
 
 
-def batch_of(*texts: str) -> bytes:
-    """An encoded batch."""
-    return Batch(messages=[Message(data=text.encode()) for text in texts]).SerializeToString()
+def batch_of(*texts: str, key: bytes = b"") -> bytes:
+    """An encoded batch, all with one key."""
+    return Batch(messages=[Message(key=key, data=text.encode()) for text in texts]).SerializeToString()
 
 
-def publish_of(*texts: str, durability: Durability.ValueType = Durability.DURABILITY_QUORUM, **how: Any) -> Publish:
+def publish_of(
+    *texts: str, key: bytes = b"", durability: Durability.ValueType = Durability.DURABILITY_QUORUM, **how: Any
+) -> Publish:
     """A checked batch."""
-    batch = batch_of(*texts)
+    batch = batch_of(*texts, key=key)
     return Publish(batch, len(texts), crc32c(batch), durability, **how)
 
 

@@ -1,18 +1,22 @@
 """Random histories of a store: what clients, retention, time and the disk may do to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
+from ringpost.internal.v1.record_pb2 import LetterChange
 from ringpost.node.errors import OutOfRange
 from ringpost.node.groups.changes import Ack, Action, Nack, Reject
+from ringpost.node.groups.policy import Backoff, RetryPolicy
 from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.dead_letters import change
 from ringpost.node.shard.group import Group, GroupSettings, add_group, delete_group, seek_group
-from ringpost.v1.common_pb2 import Durability
+from ringpost.v1.common_pb2 import Durability, GroupMode
 from tests.node.shard.fakes import Outcomes, Rig, publish_of
 
+KEY_ORDERED = GroupMode.GROUP_MODE_KEY_ORDERED
 CHANNELS = ("a", "d")  # in different shards of two
 GROUPS = ("g", "h")
 ACTIONS: dict[str, Callable[[int], Action]] = {
@@ -20,7 +24,12 @@ ACTIONS: dict[str, Callable[[int], Action]] = {
     "nack": lambda number: Nack(number * 500_000),
     "reject": lambda number: Reject(f"reason {number % 2}"),
 }
-SETTINGS = GroupSettings(ack_deadline_ms=2_000, max_in_flight=20)
+SETTINGS = {
+    "g": GroupSettings(ack_deadline_ms=2_000, max_in_flight=20),
+    "h": GroupSettings(
+        2_000, 20, RetryPolicy(Backoff.CONSTANT, 300_000, max_attempts=2, dead_letters=True), mode=KEY_ORDERED
+    ),
+}
 
 Operation = tuple[Any, ...]
 
@@ -37,6 +46,7 @@ operations = st.one_of(
     st.tuples(st.just("delete_group"), _channel, _group),
     st.tuples(st.just("take"), _channel, _group, st.integers(1, 6)),
     st.tuples(st.just("settle"), _channel, _group, st.sampled_from(sorted(ACTIONS)), _small, _small),
+    st.tuples(st.just("letters"), _channel, st.sampled_from(("redriven", "dropped")), _small),
     st.tuples(st.just("trim"), _channel, _small),
     st.tuples(st.just("configure"), _channel, st.integers(1, 1000)),
     st.tuples(st.just("delete"), _channel),
@@ -49,12 +59,18 @@ class Member:
     """A group's member that only listens."""
 
     consumer = "m"
+    has_credit = True
 
     def advanced(self) -> None:
         """Takes are explicit here."""
 
     def removed(self, reason: str, message: str) -> None:
         """Its group is gone."""
+
+
+def _unread(work: Coroutine[Any, Any, None]) -> None:
+    """What is not in memory is not waited for."""
+    work.close()
 
 
 class History:
@@ -79,7 +95,8 @@ class History:
 
     def publish(self, name: str, count: int) -> None:
         channel = self.rig.store.find_or_add(name)
-        publish = publish_of(*("m" * (n + 1) for n in range(count)), durability=Durability.DURABILITY_LEADER)
+        texts = ("m" * (n + 1) for n in range(count))
+        publish = publish_of(*texts, key=b"k" * (count % 3), durability=Durability.DURABILITY_LEADER)
         channel.shard.publish(channel, publish, self.answers.append)
 
     def produce(self, name: str, count: int, producer: int, rise: int) -> None:
@@ -103,7 +120,8 @@ class History:
     def add_group(self, name: str, group: str, start: int) -> None:
         channel = self.rig.store.get(name)
         if channel is not None and group not in (channel.groups or {}):
-            made = add_group(channel, group, SETTINGS, min(start, channel.end_offset), self.done)
+            made = add_group(channel, group, SETTINGS[group], min(start, channel.end_offset), self.done)
+            made.read_by(self.rig.reading, _unread)
             made.join(1, Member())
 
     def seek(self, name: str, group: str, offset: int) -> None:
@@ -121,6 +139,12 @@ class History:
     def settle(self, name: str, group: str, action: str, number: int, first: int) -> None:
         if found := self._group(name, group):
             found.settle(1, ACTIONS[action](number), [(first, first + number % 3)], number == 9, self.answers.append)
+
+    def letters(self, name: str, what: str, number: int) -> None:
+        """Two dead letters leave, if they are there."""
+        if found := self._group(name, "h"):
+            pairs = [number, number % 4, number + 1, number % 3] if what == "redriven" else [number, number + 1]
+            change(found, LetterChange(**{what: pairs}), self.answers.append)
 
     def trim(self, name: str, offset: int) -> None:
         channel = self.rig.store.get(name)

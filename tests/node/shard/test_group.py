@@ -7,9 +7,11 @@ import pytest
 from ringpost.internal.v1.record_pb2 import GroupRecord, SettleRecord
 from ringpost.node.errors import DataLoss, NotFound, Unavailable
 from ringpost.node.groups.changes import Ack, Extend, Lease, Nack, Outcome, Reject
+from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.group import Group, GroupSettings, add_group, delete_group, seek_group
-from ringpost.v1.group_pb2 import GroupConfig, GroupMode
+from ringpost.v1.common_pb2 import GroupMode
+from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.shard.fakes import Outcomes, Rig, replayed
 
 S = 1_000_000
@@ -19,6 +21,8 @@ SETTLE = FrameType.SETTLE
 
 class Member:
     """Counts what it is told."""
+
+    has_credit = True
 
     def __init__(self, consumer: str = "m") -> None:
         self.consumer = consumer
@@ -35,7 +39,7 @@ class Member:
         self.reasons.append("moved")
 
 
-def made(rig: Rig, *, messages: int = 10, start: int = 0, members: int = 1, **settings: int) -> Group:
+def made(rig: Rig, *, messages: int = 10, start: int = 0, members: int = 1, **settings: Any) -> Group:
     """A committed group with members 1, 2 … on channel "a" with messages."""
     channel = rig.channel()
     if messages:
@@ -364,8 +368,8 @@ def test_who_leaves_gives_its_leases_back_without_an_attempt() -> None:
 
 
 def test_settings_have_defaults_and_are_stored_in_full() -> None:
-    assert GroupSettings.of(GroupConfig()) == GroupSettings(30_000, 100_000)
-    assert GroupSettings.of(GroupConfig(ack_deadline_ms=1_000)) == GroupSettings(1_000, 100_000)
+    assert GroupSettings.of(GroupConfig()) == GroupSettings(30_000, 100_000, RetryPolicy(dead_letters=True))
+    assert GroupSettings.of(GroupConfig(ack_deadline_ms=1_000, dead_letters=False)) == GroupSettings(1_000, 100_000)
     rig = Rig()
     group = made(rig, ack_deadline_ms=7_000, max_in_flight=3)
     record = GroupRecord.FromString(rig.journal.frames[-1].body)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ringpost.node.errors import DataLoss
 from ringpost.node.journal.frame import FrameDamaged
 from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.retention import AgeRetention, keep_from_by_size
+from ringpost.node.shard.retention import INBOX_IDLE_US, AgeRetention, IdleInboxes, keep_from_by_size
 from tests.node.shard.fakes import Outcomes, Rig
 
 S = 1_000_000
@@ -30,6 +30,44 @@ def trim(rig: Rig, channel: Channel, first: int) -> None:
 
 def test_nothing_goes_without_limits() -> None:
     assert keep_from_by_size(filled(Rig(), 3, 3)) == 0
+
+
+class Reader:
+    """Somebody who is subscribed."""
+
+    def advanced(self) -> None:
+        """It is not asked."""
+
+    def removed(self, reason: str, message: str) -> None:
+        """It is not asked."""
+
+
+def test_an_inbox_is_over_an_hour_after_the_last_reader_and_message() -> None:
+    rig, idle = Rig(), IdleInboxes()
+    rig.store.add("_inbox.a", ChannelLimits(retention_age_ms=1_000), Outcomes())
+    inbox, reader = rig.channel("_inbox.a"), Reader()
+    now = rig.time.now_us
+    inbox.watch(reader)
+    assert not idle.is_over(inbox, now)
+    assert not idle.is_over(inbox, now + 2 * INBOX_IDLE_US)
+    inbox.unwatch(reader)
+    assert not idle.is_over(inbox, now + 3 * INBOX_IDLE_US), "it was not seen without one before"
+    assert not idle.is_over(inbox, now + 4 * INBOX_IDLE_US - 1)
+    rig.publish(inbox, "an answer", commit=False)
+    assert not idle.is_over(inbox, now + 4 * INBOX_IDLE_US)
+    rig.commit()
+    trim(rig, inbox, 1)
+    assert not idle.is_over(inbox, now + 5 * INBOX_IDLE_US)
+    assert idle.is_over(inbox, now + 6 * INBOX_IDLE_US)
+    inbox.removed = True
+    idle.forget_removed()
+    inbox.removed = False
+    assert not idle.is_over(inbox, now + 7 * INBOX_IDLE_US), "forgotten with the channel"
+
+
+def test_other_channels_are_never_over() -> None:
+    rig, idle = Rig(), IdleInboxes()
+    assert not any(idle.is_over(rig.channel("orders"), n * INBOX_IDLE_US) for n in range(3))
 
 
 def test_the_number_of_messages_is_exact() -> None:

@@ -5,9 +5,12 @@ import random
 import pytest
 
 from ringpost.node.errors import AlreadyExists, DataLoss
+from ringpost.node.groups.changes import Reject
+from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.journal.frame import FLAG_REWRITTEN, FRAME_OVERHEAD, FrameType
+from ringpost.node.shard.boxes import box_of
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group import GroupSettings, add_group, delete_group
 from ringpost.node.shard.salvage import UNKNOWN_SPAN
 from tests.node.shard.fakes import Damage, Outcomes, Rig, Stored, checkpoint_of, publish_of, replayed, texts_of
 from tests.node.shard.test_replay import altered
@@ -244,3 +247,52 @@ async def test_whatever_is_damaged_what_is_whole_is_there_and_no_offset_comes_tw
         answers: list[object] = []
         channel.shard.publish(channel, publish_of("new"), answers.append)
         assert channel.next_offset > 8
+
+
+# -- dead letters -----------------------------------------------------------------------------------------------------
+
+
+def buried() -> Rig:
+    """Channel a, whose group g has given up offset 0, and then 1."""
+    rig = Rig()
+    channel = rig.channel("a")
+    rig.publish(channel, "m0", "m1")
+    group = add_group(channel, "g", GroupSettings(policy=RetryPolicy(dead_letters=True)), 0, Outcomes())
+    for offset in (0, 1):
+        group.settle_any(Reject("x"), [(offset, offset)], lambda _: None)
+        rig.time.turn()
+        rig.commit()
+    return rig
+
+
+def test_a_lost_dead_letter_makes_its_message_pending_again() -> None:
+    rig = buried()
+    first, last = (frame for frame in rig.journal.frames if frame.kind == FrameType.DATA and b"x" in frame.body)
+    again = salvaged(rig, rig.journal.frames, broken=frozenset({first.address}))
+    group = again.store.find_group(again.store.find("a"), "g")
+    box = box_of(group)
+    assert box is not None
+    assert [group.core.pending(2), group.core.rejected, box.lost_at(0)] == [1, 1, (0, 0)]
+    assert again.store.lost_messages == 1
+    assert last.address == box.index.row(1).address
+
+
+def test_a_box_whose_group_was_deleted_by_a_lost_frame_makes_room() -> None:
+    rig = buried()
+    group = rig.store.find_group(rig.store.find("a"), "g")
+    old = box_of(group)
+    assert old is not None
+    delete_group(group, Outcomes())
+    rig.commit()
+    anew = add_group(rig.store.find("a"), "g", group.settings, 0, Outcomes())
+    anew.settle_any(Reject("y"), [(0, 0)], lambda _: None)
+    rig.time.turn()
+    rig.commit()
+    (deletion,) = (n for n, f in enumerate(rig.journal.frames) if f.kind == FrameType.GROUP and f.body.endswith(b"(\1"))
+    frames = [frame for n, frame in enumerate(rig.journal.frames) if n != deletion]
+    again = salvaged(rig, frames)
+    found = again.store.find_group(again.store.find("a"), "g")
+    box = box_of(found)
+    assert box is not None
+    assert [one.name for one in again.shard.channels.values()] == ["a", "$dead.g.a"]
+    assert box.number != old.number

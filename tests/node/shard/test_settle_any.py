@@ -16,6 +16,7 @@ class Member:
     """A subscription that is told nothing of interest."""
 
     consumer = "m"
+    has_credit = True
 
     def advanced(self) -> None:
         """Nothing."""

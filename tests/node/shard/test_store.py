@@ -24,6 +24,16 @@ def test_a_channel_is_made_by_first_use_in_its_shard() -> None:
     assert list(rig.store) == [channel]
 
 
+def test_an_inbox_is_not_made_by_first_use() -> None:
+    rig = Rig()
+    with pytest.raises(NotFound) as caught:
+        rig.store.find_or_add("_inbox.a")
+    assert caught.value.reason == "CHANNEL_NOT_FOUND"
+    assert rig.store.find_or_add("_inboxes").name == "_inboxes"
+    rig.store.add("_inbox.a", ChannelLimits(), Outcomes())
+    assert rig.store.find_or_add("_inbox.a").name == "_inbox.a"
+
+
 def test_first_use_can_be_forbidden() -> None:
     rig = Rig(auto_create_channels=False)
     with pytest.raises(NotFound) as caught:

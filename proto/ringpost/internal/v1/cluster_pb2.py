@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ringpost/internal/v1/cluster.proto\x12\x14ringpost.internal.v1\"u\n\rClusterRecord\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x13\n\x0bshard_count\x18\x02 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\r\x12\x1a\n\x12replication_factor\x18\x04 \x01(\r\x12\x0f\n\x07min_isr\x18\x05 \x01(\r\"\xa2\x01\n\nNodeRecord\x12\x0c\n\x04\x62oot\x18\x01 \x01(\x04\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12.\n\x07\x64\x65sired\x18\x05 \x01(\x0e\x32\x1d.ringpost.internal.v1.Desired\x12\x11\n\tdirectory\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\r\"h\n\nLiveRecord\x12\x0c\n\x04\x62oot\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\x12\x13\n\x0blost_shards\x18\x04 \x03(\r\x12\x13\n\x0bunreachable\x18\x05 \x03(\t\"1\n\x10\x43ontrollerRecord\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\"t\n\x0cReplicaState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12/\n\x04role\x18\x03 \x01(\x0e\x32!.ringpost.internal.v1.ReplicaRole\x12\x11\n\tdirectory\x18\x04 \x01(\t\"@\n\x0bLeaderState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x03\"\xe7\x01\n\nShardState\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x31\n\x06leader\x18\x02 \x01(\x0b\x32!.ringpost.internal.v1.LeaderState\x12\x0f\n\x07in_sync\x18\x03 \x03(\t\x12\x34\n\x08replicas\x18\x04 \x03(\x0b\x32\".ringpost.internal.v1.ReplicaState\x12\x0f\n\x07min_isr\x18\x05 \x01(\r\x12\x13\n\x0btransfer_to\x18\x06 \x01(\t\x12\x15\n\runclean_count\x18\x07 \x01(\r\x12\x13\n\x0bhanded_over\x18\x08 \x01(\x08\",\n\tTombstone\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t*[\n\x07\x44\x65sired\x12\x17\n\x13\x44\x45SIRED_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45SIRED_ACTIVE\x10\x01\x12\x11\n\rDESIRED_DRAIN\x10\x02\x12\x10\n\x0c\x44\x45SIRED_REST\x10\x03*x\n\x0bReplicaRole\x12\x1c\n\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13REPLICA_ROLE_MEMBER\x10\x01\x12\x18\n\x14REPLICA_ROLE_LEARNER\x10\x02\x12\x18\n\x14REPLICA_ROLE_LEAVING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ringpost/internal/v1/cluster.proto\x12\x14ringpost.internal.v1\"\x84\x01\n\rClusterRecord\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x13\n\x0bshard_count\x18\x02 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\r\x12\x1a\n\x12replication_factor\x18\x04 \x01(\r\x12\x0f\n\x07min_isr\x18\x05 \x01(\r\x12\r\n\x05level\x18\x06 \x01(\r\"\xb0\x01\n\nNodeRecord\x12\x0c\n\x04\x62oot\x18\x01 \x01(\x04\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12.\n\x07\x64\x65sired\x18\x05 \x01(\x0e\x32\x1d.ringpost.internal.v1.Desired\x12\x11\n\tdirectory\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\r\x12\x0c\n\x04host\x18\x08 \x01(\t\"\x91\x01\n\nLiveRecord\x12\x0c\n\x04\x62oot\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\x12\x13\n\x0blost_shards\x18\x04 \x03(\r\x12\x13\n\x0bunreachable\x18\x05 \x03(\t\x12\x13\n\x0blevel_least\x18\x06 \x01(\r\x12\x12\n\nlevel_most\x18\x07 \x01(\r\"1\n\x10\x43ontrollerRecord\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\"t\n\x0cReplicaState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12/\n\x04role\x18\x03 \x01(\x0e\x32!.ringpost.internal.v1.ReplicaRole\x12\x11\n\tdirectory\x18\x04 \x01(\t\"@\n\x0bLeaderState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x03\"\xe7\x01\n\nShardState\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x31\n\x06leader\x18\x02 \x01(\x0b\x32!.ringpost.internal.v1.LeaderState\x12\x0f\n\x07in_sync\x18\x03 \x03(\t\x12\x34\n\x08replicas\x18\x04 \x03(\x0b\x32\".ringpost.internal.v1.ReplicaState\x12\x0f\n\x07min_isr\x18\x05 \x01(\r\x12\x13\n\x0btransfer_to\x18\x06 \x01(\t\x12\x15\n\runclean_count\x18\x07 \x01(\r\x12\x13\n\x0bhanded_over\x18\x08 \x01(\x08\",\n\tTombstone\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t*[\n\x07\x44\x65sired\x12\x17\n\x13\x44\x45SIRED_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45SIRED_ACTIVE\x10\x01\x12\x11\n\rDESIRED_DRAIN\x10\x02\x12\x10\n\x0c\x44\x45SIRED_REST\x10\x03*x\n\x0bReplicaRole\x12\x1c\n\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13REPLICA_ROLE_MEMBER\x10\x01\x12\x18\n\x14REPLICA_ROLE_LEARNER\x10\x02\x12\x18\n\x14REPLICA_ROLE_LEAVING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.internal.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESIRED']._serialized_start=965
-  _globals['_DESIRED']._serialized_end=1056
-  _globals['_REPLICAROLE']._serialized_start=1058
-  _globals['_REPLICAROLE']._serialized_end=1178
-  _globals['_CLUSTERRECORD']._serialized_start=60
-  _globals['_CLUSTERRECORD']._serialized_end=177
-  _globals['_NODERECORD']._serialized_start=180
-  _globals['_NODERECORD']._serialized_end=342
-  _globals['_LIVERECORD']._serialized_start=344
-  _globals['_LIVERECORD']._serialized_end=448
-  _globals['_CONTROLLERRECORD']._serialized_start=450
-  _globals['_CONTROLLERRECORD']._serialized_end=499
-  _globals['_REPLICASTATE']._serialized_start=501
-  _globals['_REPLICASTATE']._serialized_end=617
-  _globals['_LEADERSTATE']._serialized_start=619
-  _globals['_LEADERSTATE']._serialized_end=683
-  _globals['_SHARDSTATE']._serialized_start=686
-  _globals['_SHARDSTATE']._serialized_end=917
-  _globals['_TOMBSTONE']._serialized_start=919
-  _globals['_TOMBSTONE']._serialized_end=963
+  _globals['_DESIRED']._serialized_start=1037
+  _globals['_DESIRED']._serialized_end=1128
+  _globals['_REPLICAROLE']._serialized_start=1130
+  _globals['_REPLICAROLE']._serialized_end=1250
+  _globals['_CLUSTERRECORD']._serialized_start=61
+  _globals['_CLUSTERRECORD']._serialized_end=193
+  _globals['_NODERECORD']._serialized_start=196
+  _globals['_NODERECORD']._serialized_end=372
+  _globals['_LIVERECORD']._serialized_start=375
+  _globals['_LIVERECORD']._serialized_end=520
+  _globals['_CONTROLLERRECORD']._serialized_start=522
+  _globals['_CONTROLLERRECORD']._serialized_end=571
+  _globals['_REPLICASTATE']._serialized_start=573
+  _globals['_REPLICASTATE']._serialized_end=689
+  _globals['_LEADERSTATE']._serialized_start=691
+  _globals['_LEADERSTATE']._serialized_end=755
+  _globals['_SHARDSTATE']._serialized_start=758
+  _globals['_SHARDSTATE']._serialized_end=989
+  _globals['_TOMBSTONE']._serialized_start=991
+  _globals['_TOMBSTONE']._serialized_end=1035
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,7 @@ class ClusterRecord(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     REPLICATION_FACTOR_FIELD_NUMBER: _builtins.int
     MIN_ISR_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """32 hex digits."""
     shard_count: _builtins.int
@@ -100,6 +101,8 @@ class ClusterRecord(_message.Message):
     """What the controller aims at for every shard. As many as there are nodes, where there are fewer."""
     min_isr: _builtins.int
     """In-sync sets never shrink below it, once they have reached it."""
+    level: _builtins.int
+    """What its nodes speak; 0: 1. Raised by the controller when all members speak more, never lowered."""
     def __init__(
         self,
         *,
@@ -108,10 +111,11 @@ class ClusterRecord(_message.Message):
         format: _builtins.int = ...,
         replication_factor: _builtins.int = ...,
         min_isr: _builtins.int = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "format", b"format", "min_isr", b"min_isr", "replication_factor", b"replication_factor", "shard_count", b"shard_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "format", b"format", "level", b"level", "min_isr", b"min_isr", "replication_factor", b"replication_factor", "shard_count", b"shard_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -130,6 +134,7 @@ class NodeRecord(_message.Message):
     DESIRED_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     boot: _builtins.int
     """How often its data directory was started, as far as this store knows."""
     zone: _builtins.str
@@ -143,6 +148,8 @@ class NodeRecord(_message.Message):
     """The data directory behind it, 32 hex digits."""
     weight: _builtins.int
     """Share of shards relative to other nodes, in per mille; 0: 1,000."""
+    host: _builtins.str
+    """The host that it shares with other nodes, within its zone; empty: its own."""
     def __init__(
         self,
         *,
@@ -153,10 +160,11 @@ class NodeRecord(_message.Message):
         desired: Global___Desired.ValueType = ...,
         directory: _builtins.str = ...,
         weight: _builtins.int = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "desired", b"desired", "directory", b"directory", "peer_address", b"peer_address", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "desired", b"desired", "directory", b"directory", "host", b"host", "peer_address", b"peer_address", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,9 +181,14 @@ class LiveRecord(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     LOST_SHARDS_FIELD_NUMBER: _builtins.int
     UNREACHABLE_FIELD_NUMBER: _builtins.int
+    LEVEL_LEAST_FIELD_NUMBER: _builtins.int
+    LEVEL_MOST_FIELD_NUMBER: _builtins.int
     boot: _builtins.int
     version: _builtins.str
     directory: _builtins.str
+    level_least: _builtins.int
+    """The levels that the node speaks, both included; 0: 1."""
+    level_most: _builtins.int
     @_builtins.property
     def lost_shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shards whose replica here is damaged and must be made anew."""
@@ -194,10 +207,12 @@ class LiveRecord(_message.Message):
         directory: _builtins.str = ...,
         lost_shards: _abc.Iterable[_builtins.int] | None = ...,
         unreachable: _abc.Iterable[_builtins.str] | None = ...,
+        level_least: _builtins.int = ...,
+        level_most: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "directory", b"directory", "lost_shards", b"lost_shards", "unreachable", b"unreachable", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "directory", b"directory", "level_least", b"level_least", "level_most", b"level_most", "lost_shards", b"lost_shards", "unreachable", b"unreachable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

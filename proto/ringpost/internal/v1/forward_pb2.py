@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ringpost.internal.v1 import envelope_pb2 as ringpost_dot_internal_dot_v1_dot_envelope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ringpost/internal/v1/forward.proto\x12\x14ringpost.internal.v1\x1a#ringpost/internal/v1/envelope.proto\"\x85\x01\n\x17\x46orwardedPublishRequest\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12\x35\n\x07publish\x18\x02 \x01(\x0b\x32$.ringpost.internal.v1.PublishRequest\x12\r\n\x05\x65poch\x18\x10 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x11 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ringpost/internal/v1/forward.proto\x12\x14ringpost.internal.v1\x1a#ringpost/internal/v1/envelope.proto\"\xbf\x01\n\x17\x46orwardedPublishRequest\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12\x35\n\x07publish\x18\x02 \x01(\x0b\x32$.ringpost.internal.v1.PublishRequest\x12\r\n\x05\x65poch\x18\x10 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x11 \x01(\x04\x12\x14\n\x0ctoken_number\x18\x12 \x01(\r\x12\r\n\x05token\x18\x13 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x14 \x01(\x0c\"$\n\rForwardedHead\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\"*\n\x19\x46orwardedSubscribeRequest\x12\r\n\x05token\x18\x10 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.internal.v1.forwar
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FORWARDEDPUBLISHREQUEST']._serialized_start=98
-  _globals['_FORWARDEDPUBLISHREQUEST']._serialized_end=231
+  _globals['_FORWARDEDPUBLISHREQUEST']._serialized_end=289
+  _globals['_FORWARDEDHEAD']._serialized_start=291
+  _globals['_FORWARDEDHEAD']._serialized_end=327
+  _globals['_FORWARDEDSUBSCRIBEREQUEST']._serialized_start=329
+  _globals['_FORWARDEDSUBSCRIBEREQUEST']._serialized_end=371
 # @@protoc_insertion_point(module_scope)

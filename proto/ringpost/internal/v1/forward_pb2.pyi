@@ -34,12 +34,29 @@ class ForwardedPublishRequest(_message.Message):
     PUBLISH_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_NUMBER_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     correlation: _builtins.int
     """The forwarding node's; appended, so it replaces the client's."""
     epoch: _builtins.int
     """Number of the leadership that the forwarding node knows."""
     attempt: _builtins.int
     """How often the forwarding node has begun again for this shard."""
+    token_number: _builtins.int
+    """Whose batch it is, where access is restricted: a number below 1,024 of the forwarding node's choice, which stands
+    for the token that came with it last on this stream. The leader looks at the token itself and believes nobody.
+    """
+    token: _builtins.bytes
+    """The token that `token_number` stands for from here on, also when the batch is refused; empty: as before. Always
+    appended, or the client could set it.
+
+    UTF-8, but `bytes`: a client that appends this field to its own message is told nothing by the forwarding node, which
+    does not know it, and a string that is none would end the stream between the nodes, for all their clients. So no
+    field from 16 on may be a string, or a message with one.
+    """
+    traceparent: _builtins.bytes
+    """In place of the client's `traceparent`: the forwarding node's own span. ASCII; passed over when it is not."""
     @_builtins.property
     def publish(self) -> _envelope_pb2.PublishRequest:
         """The client's."""
@@ -51,11 +68,60 @@ class ForwardedPublishRequest(_message.Message):
         publish: _envelope_pb2.PublishRequest | None = ...,
         epoch: _builtins.int = ...,
         attempt: _builtins.int = ...,
+        token_number: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        traceparent: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["publish", b"publish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "correlation", b"correlation", "epoch", b"epoch", "publish", b"publish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "correlation", b"correlation", "epoch", b"epoch", "publish", b"publish", "token", b"token", "token_number", b"token_number", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForwardedPublishRequest: _TypeAlias = ForwardedPublishRequest  # noqa: Y015
+
+@_typing.final
+class ForwardedHead(_message.Message):
+    """What can be read of a ForwardedPublishRequest that the leader cannot parse, such as one with a field that the forwarding
+    node's version does not know yet and a client has filled with garbage: which batch it refuses, and no other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRELATION_FIELD_NUMBER: _builtins.int
+    correlation: _builtins.int
+    """The forwarding node's."""
+    def __init__(
+        self,
+        *,
+        correlation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation", b"correlation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardedHead: _TypeAlias = ForwardedHead  # noqa: Y015
+
+@_typing.final
+class ForwardedSubscribeRequest(_message.Message):
+    """What is appended to a SubscribeRequest on its way to the leader."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """With `open`, where access is restricted: the token of the client that the subscription is for. UTF-8."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardedSubscribeRequest: _TypeAlias = ForwardedSubscribeRequest  # noqa: Y015

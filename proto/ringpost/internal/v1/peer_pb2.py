@@ -22,45 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ringpost.internal.v1 import record_pb2 as ringpost_dot_internal_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fringpost/internal/v1/peer.proto\x12\x14ringpost.internal.v1\"F\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x03\x12\n\n\x02to\x18\x04 \x01(\t\"\x9d\x01\n\x10ReplicateRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12,\n\x07\x66\x65tches\x18\x02 \x03(\x0b\x32\x1b.ringpost.internal.v1.Fetch\x12/\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32!.ringpost.internal.v1.FollowerAck\"\x82\x01\n\x05\x46\x65tch\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nreplica_id\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65tch_id\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x12\n\nlast_epoch\x18\x06 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x07 \x01(\x04\"\\\n\x0b\x46ollowerAck\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x12\x10\n\x08\x61sked_us\x18\x05 \x01(\x04\"\x81\x02\n\x11ReplicateResponse\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12(\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x1a.ringpost.internal.v1.Data\x12\x30\n\x08\x64iverged\x18\x03 \x03(\x0b\x32\x1e.ringpost.internal.v1.Diverged\x12.\n\x07refused\x18\x04 \x03(\x0b\x32\x1d.ringpost.internal.v1.Refused\x12\x34\n\x08snapshot\x18\x05 \x03(\x0b\x32\".ringpost.internal.v1.SnapshotPart\"z\n\x04\x44\x61ta\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x0c\x12\x11\n\tcommitted\x18\x06 \x01(\x04\x12\x10\n\x08\x61sked_us\x18\x07 \x01(\x04\"^\n\x08\x44iverged\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x11\n\tlog_epoch\x18\x04 \x01(\x04\x12\x0f\n\x07log_end\x18\x05 \x01(\x04\"9\n\x07Refused\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65tch_id\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\x94\x01\n\x0cSnapshotPart\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0e\n\x06number\x18\x04 \x01(\r\x12\x0f\n\x05\x62\x65gin\x18\x05 \x01(\x0cH\x00\x12\x10\n\x06\x66rames\x18\x06 \x01(\x0cH\x00\x12\x19\n\x0f\x65nd_frame_count\x18\x07 \x01(\x04H\x00\x42\x06\n\x04part\"\x19\n\x0bPingRequest\x12\n\n\x02to\x18\x01 \x01(\t\"\x0e\n\x0cPingResponse\"n\n\x14\x46\x65nceReplicasRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x34\n\x08replicas\x18\x03 \x03(\x0b\x32\".ringpost.internal.v1.FenceReplica\"D\n\x0c\x46\x65nceReplica\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tnew_epoch\x18\x03 \x01(\x04\"K\n\x15\x46\x65nceReplicasResponse\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .ringpost.internal.v1.ReplicaEnd\"P\n\nReplicaEnd\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\nlast_epoch\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x32\xa8\x02\n\x0bPeerService\x12`\n\tReplicate\x12&.ringpost.internal.v1.ReplicateRequest\x1a\'.ringpost.internal.v1.ReplicateResponse(\x01\x30\x01\x12h\n\rFenceReplicas\x12*.ringpost.internal.v1.FenceReplicasRequest\x1a+.ringpost.internal.v1.FenceReplicasResponse\x12M\n\x04Ping\x12!.ringpost.internal.v1.PingRequest\x1a\".ringpost.internal.v1.PingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fringpost/internal/v1/peer.proto\x12\x14ringpost.internal.v1\x1a!ringpost/internal/v1/record.proto\"F\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x03\x12\n\n\x02to\x18\x04 \x01(\t\"\x9d\x01\n\x10ReplicateRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12,\n\x07\x66\x65tches\x18\x02 \x03(\x0b\x32\x1b.ringpost.internal.v1.Fetch\x12/\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32!.ringpost.internal.v1.FollowerAck\"\x82\x01\n\x05\x46\x65tch\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nreplica_id\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65tch_id\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x12\n\nlast_epoch\x18\x06 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x07 \x01(\x04\"\\\n\x0b\x46ollowerAck\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x12\x10\n\x08\x61sked_us\x18\x05 \x01(\x04\"\x81\x02\n\x11ReplicateResponse\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.ringpost.internal.v1.Hello\x12(\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x1a.ringpost.internal.v1.Data\x12\x30\n\x08\x64iverged\x18\x03 \x03(\x0b\x32\x1e.ringpost.internal.v1.Diverged\x12.\n\x07refused\x18\x04 \x03(\x0b\x32\x1d.ringpost.internal.v1.Refused\x12\x34\n\x08snapshot\x18\x05 \x03(\x0b\x32\".ringpost.internal.v1.SnapshotPart\"\xac\x01\n\x04\x44\x61ta\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x0c\x12\x11\n\tcommitted\x18\x06 \x01(\x04\x12\x10\n\x08\x61sked_us\x18\x07 \x01(\x04\x12\x30\n\x06traces\x18\x08 \x03(\x0b\x32 .ringpost.internal.v1.FrameTrace\"3\n\nFrameTrace\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"^\n\x08\x44iverged\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x11\n\tlog_epoch\x18\x04 \x01(\x04\x12\x0f\n\x07log_end\x18\x05 \x01(\x04\"9\n\x07Refused\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65tch_id\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xc6\x01\n\x0cSnapshotPart\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x65tch_id\x18\x03 \x01(\x04\x12\x0e\n\x06number\x18\x04 \x01(\r\x12\x0f\n\x05\x62\x65gin\x18\x05 \x01(\x0cH\x00\x12\x10\n\x06\x66rames\x18\x06 \x01(\x0cH\x00\x12\x19\n\x0f\x65nd_frame_count\x18\x07 \x01(\x04H\x00\x12\x30\n\x05trims\x18\x08 \x03(\x0b\x32!.ringpost.internal.v1.ChannelTrimB\x06\n\x04part\"\x19\n\x0bPingRequest\x12\n\n\x02to\x18\x01 \x01(\t\"\x0e\n\x0cPingResponse\"n\n\x14\x46\x65nceReplicasRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x34\n\x08replicas\x18\x03 \x03(\x0b\x32\".ringpost.internal.v1.FenceReplica\"D\n\x0c\x46\x65nceReplica\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tnew_epoch\x18\x03 \x01(\x04\"K\n\x15\x46\x65nceReplicasResponse\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .ringpost.internal.v1.ReplicaEnd\"P\n\nReplicaEnd\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\nlast_epoch\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x32\xa8\x02\n\x0bPeerService\x12`\n\tReplicate\x12&.ringpost.internal.v1.ReplicateRequest\x1a\'.ringpost.internal.v1.ReplicateResponse(\x01\x30\x01\x12h\n\rFenceReplicas\x12*.ringpost.internal.v1.FenceReplicasRequest\x1a+.ringpost.internal.v1.FenceReplicasResponse\x12M\n\x04Ping\x12!.ringpost.internal.v1.PingRequest\x1a\".ringpost.internal.v1.PingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.internal.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HELLO']._serialized_start=57
-  _globals['_HELLO']._serialized_end=127
-  _globals['_REPLICATEREQUEST']._serialized_start=130
-  _globals['_REPLICATEREQUEST']._serialized_end=287
-  _globals['_FETCH']._serialized_start=290
-  _globals['_FETCH']._serialized_end=420
-  _globals['_FOLLOWERACK']._serialized_start=422
-  _globals['_FOLLOWERACK']._serialized_end=514
-  _globals['_REPLICATERESPONSE']._serialized_start=517
-  _globals['_REPLICATERESPONSE']._serialized_end=774
-  _globals['_DATA']._serialized_start=776
-  _globals['_DATA']._serialized_end=898
-  _globals['_DIVERGED']._serialized_start=900
-  _globals['_DIVERGED']._serialized_end=994
-  _globals['_REFUSED']._serialized_start=996
-  _globals['_REFUSED']._serialized_end=1053
-  _globals['_SNAPSHOTPART']._serialized_start=1056
-  _globals['_SNAPSHOTPART']._serialized_end=1204
-  _globals['_PINGREQUEST']._serialized_start=1206
-  _globals['_PINGREQUEST']._serialized_end=1231
-  _globals['_PINGRESPONSE']._serialized_start=1233
-  _globals['_PINGRESPONSE']._serialized_end=1247
-  _globals['_FENCEREPLICASREQUEST']._serialized_start=1249
-  _globals['_FENCEREPLICASREQUEST']._serialized_end=1359
-  _globals['_FENCEREPLICA']._serialized_start=1361
-  _globals['_FENCEREPLICA']._serialized_end=1429
-  _globals['_FENCEREPLICASRESPONSE']._serialized_start=1431
-  _globals['_FENCEREPLICASRESPONSE']._serialized_end=1506
-  _globals['_REPLICAEND']._serialized_start=1508
-  _globals['_REPLICAEND']._serialized_end=1588
-  _globals['_PEERSERVICE']._serialized_start=1591
-  _globals['_PEERSERVICE']._serialized_end=1887
+  _globals['_HELLO']._serialized_start=92
+  _globals['_HELLO']._serialized_end=162
+  _globals['_REPLICATEREQUEST']._serialized_start=165
+  _globals['_REPLICATEREQUEST']._serialized_end=322
+  _globals['_FETCH']._serialized_start=325
+  _globals['_FETCH']._serialized_end=455
+  _globals['_FOLLOWERACK']._serialized_start=457
+  _globals['_FOLLOWERACK']._serialized_end=549
+  _globals['_REPLICATERESPONSE']._serialized_start=552
+  _globals['_REPLICATERESPONSE']._serialized_end=809
+  _globals['_DATA']._serialized_start=812
+  _globals['_DATA']._serialized_end=984
+  _globals['_FRAMETRACE']._serialized_start=986
+  _globals['_FRAMETRACE']._serialized_end=1037
+  _globals['_DIVERGED']._serialized_start=1039
+  _globals['_DIVERGED']._serialized_end=1133
+  _globals['_REFUSED']._serialized_start=1135
+  _globals['_REFUSED']._serialized_end=1192
+  _globals['_SNAPSHOTPART']._serialized_start=1195
+  _globals['_SNAPSHOTPART']._serialized_end=1393
+  _globals['_PINGREQUEST']._serialized_start=1395
+  _globals['_PINGREQUEST']._serialized_end=1420
+  _globals['_PINGRESPONSE']._serialized_start=1422
+  _globals['_PINGRESPONSE']._serialized_end=1436
+  _globals['_FENCEREPLICASREQUEST']._serialized_start=1438
+  _globals['_FENCEREPLICASREQUEST']._serialized_end=1548
+  _globals['_FENCEREPLICA']._serialized_start=1550
+  _globals['_FENCEREPLICA']._serialized_end=1618
+  _globals['_FENCEREPLICASRESPONSE']._serialized_start=1620
+  _globals['_FENCEREPLICASRESPONSE']._serialized_end=1695
+  _globals['_REPLICAEND']._serialized_start=1697
+  _globals['_REPLICAEND']._serialized_end=1777
+  _globals['_PEERSERVICE']._serialized_start=1780
+  _globals['_PEERSERVICE']._serialized_end=2076
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ringpost.internal.v1 import record_pb2 as _record_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -208,6 +209,7 @@ class Data(_message.Message):
     FRAMES_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
     ASKED_US_FIELD_NUMBER: _builtins.int
+    TRACES_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     epoch: _builtins.int
     fetch_id: _builtins.int
@@ -221,6 +223,10 @@ class Data(_message.Message):
     """When the leader, by its own clock, last asked whether it is still followed. An acknowledgement says it back, at once
     when there is nothing to fsync; a follower that takes part in an election against this leader says nothing any more.
     """
+    @_builtins.property
+    def traces(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameTrace]:
+        """Of frames that are traced, where the leader sends spans: those of `frames`, perhaps later ones."""
+
     def __init__(
         self,
         *,
@@ -231,14 +237,39 @@ class Data(_message.Message):
         frames: _builtins.bytes = ...,
         committed: _builtins.int = ...,
         asked_us: _builtins.int = ...,
+        traces: _abc.Iterable[Global___FrameTrace] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asked_us", b"asked_us", "committed", b"committed", "epoch", b"epoch", "fetch_id", b"fetch_id", "frames", b"frames", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asked_us", b"asked_us", "committed", b"committed", "epoch", b"epoch", "fetch_id", b"fetch_id", "frames", b"frames", "shard", b"shard", "traces", b"traces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Data: _TypeAlias = Data  # noqa: Y015
+
+@_typing.final
+class FrameTrace(_message.Message):
+    """A frame's trace context (W3C traceparent)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    traceparent: _builtins.str
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameTrace: _TypeAlias = FrameTrace  # noqa: Y015
 
 @_typing.final
 class Diverged(_message.Message):
@@ -315,6 +346,7 @@ class SnapshotPart(_message.Message):
     BEGIN_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     END_FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    TRIMS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     epoch: _builtins.int
     fetch_id: _builtins.int
@@ -326,6 +358,10 @@ class SnapshotPart(_message.Message):
     """Then: whole DATA frames, one behind another."""
     end_frame_count: _builtins.int
     """Last: number of frames that were sent."""
+    @_builtins.property
+    def trims(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.ChannelTrim]:
+        """With the last part: what was removed at the leader meanwhile, so that it was not sent."""
+
     def __init__(
         self,
         *,
@@ -336,10 +372,11 @@ class SnapshotPart(_message.Message):
         begin: _builtins.bytes = ...,
         frames: _builtins.bytes = ...,
         end_frame_count: _builtins.int = ...,
+        trims: _abc.Iterable[_record_pb2.ChannelTrim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end_frame_count", b"end_frame_count", "frames", b"frames", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end_frame_count", b"end_frame_count", "epoch", b"epoch", "fetch_id", b"fetch_id", "frames", b"frames", "number", b"number", "part", b"part", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end_frame_count", b"end_frame_count", "epoch", b"epoch", "fetch_id", b"fetch_id", "frames", b"frames", "number", b"number", "part", b"part", "shard", b"shard", "trims", b"trims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["begin", "frames", "end_frame_count"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015

@@ -23,36 +23,47 @@ _sym_db = _symbol_database.Default()
 
 
 from ringpost.v1 import channel_pb2 as ringpost_dot_v1_dot_channel__pb2
+from ringpost.v1 import dead_letter_pb2 as ringpost_dot_v1_dot_dead__letter__pb2
 from ringpost.v1 import group_pb2 as ringpost_dot_v1_dot_group__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ringpost/internal/v1/record.proto\x12\x14ringpost.internal.v1\x1a\x19ringpost/v1/channel.proto\x1a\x17ringpost/v1/group.proto\"k\n\rChannelRecord\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\"\x8a\x01\n\x0bGroupRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x13\n\tcreate_at\x18\x03 \x01(\x04H\x00\x12\x11\n\x07seek_to\x18\x04 \x01(\x04H\x00\x12\x11\n\x07\x64\x65leted\x18\x05 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"\x83\x01\n\x0cSettleRecord\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05\x61\x63ked\x18\x02 \x03(\x04\x12\x10\n\x08rejected\x18\x03 \x03(\x04\x12\x15\n\rreject_reason\x18\x04 \x01(\t\x12,\n\x07retries\x18\x05 \x03(\x0b\x32\x1b.ringpost.internal.v1.Retry\"L\n\x05Retry\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x15\n\rnot_before_us\x18\x04 \x01(\x03\"\"\n\nTrimRecord\x12\x14\n\x0c\x66irst_offset\x18\x01 \x01(\x04\"-\n\nEpochStart\x12\x0e\n\x06leader\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x04\"\x9c\x01\n\rReplicaRecord\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x05\x66resh\x18\x02 \x01(\x08H\x00\x12\x37\n\x08snapshot\x18\x03 \x01(\x0b\x32#.ringpost.internal.v1.ShardSnapshotH\x00\x12\x12\n\x08restored\x18\x04 \x01(\x04H\x00\x12\x11\n\x07removed\x18\x05 \x01(\x08H\x00\x42\x06\n\x04step\"\xc4\x01\n\rShardSnapshot\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x10\n\x08last_crc\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x14\n\x0clast_time_us\x18\x05 \x01(\x03\x12\x37\n\x08\x63hannels\x18\x06 \x03(\x0b\x32%.ringpost.internal.v1.ChannelSnapshot\x12\x12\n\nreplica_id\x18\x07 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x08 \x03(\x04\"\x9e\x02\n\x0f\x43hannelSnapshot\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\x12\x17\n\x0f\x63reated_time_us\x18\x04 \x01(\x03\x12\x14\n\x0c\x66irst_offset\x18\x05 \x01(\x04\x12\x12\n\nend_offset\x18\x06 \x01(\x04\x12\r\n\x05index\x18\x07 \x01(\x0c\x12\x33\n\x06groups\x18\x08 \x03(\x0b\x32#.ringpost.internal.v1.GroupSnapshot\x12\x39\n\tproducers\x18\t \x03(\x0b\x32&.ringpost.internal.v1.ProducerSnapshot\"\xc8\x01\n\rGroupSnapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x17\n\x0f\x63reated_time_us\x18\x03 \x01(\x03\x12\x15\n\rsettled_below\x18\x04 \x01(\x04\x12\x0f\n\x07settled\x18\x05 \x03(\x04\x12,\n\x07retries\x18\x06 \x03(\x0b\x32\x1b.ringpost.internal.v1.Retry\x12\x10\n\x08rejected\x18\x07 \x01(\x04\"n\n\x10ProducerSnapshot\x12\x10\n\x08producer\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x14\n\x0clast_time_us\x18\x04 \x01(\x03\x12\x0c\n\x04runs\x18\x05 \x03(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ringpost/internal/v1/record.proto\x12\x14ringpost.internal.v1\x1a\x19ringpost/v1/channel.proto\x1a\x1dringpost/v1/dead_letter.proto\x1a\x17ringpost/v1/group.proto\"{\n\rChannelRecord\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x0e\n\x06\x62ox_of\x18\x05 \x01(\x04\";\n\x0f\x44\x65\x61\x64LetterFrame\x12(\n\x07letters\x18\x01 \x03(\x0b\x32\x17.ringpost.v1.DeadLetter\"1\n\x0cLetterChange\x12\x10\n\x08redriven\x18\x01 \x03(\x04\x12\x0f\n\x07\x64ropped\x18\x02 \x03(\x04\"\xe9\x01\n\x0bGroupRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x13\n\tcreate_at\x18\x03 \x01(\x04H\x00\x12\x11\n\x07seek_to\x18\x04 \x01(\x04H\x00\x12\x11\n\x07\x64\x65leted\x18\x05 \x01(\x08H\x00\x12\x14\n\nconfigured\x18\x06 \x01(\x08H\x00\x12\x35\n\x07letters\x18\x07 \x01(\x0b\x32\".ringpost.internal.v1.LetterChangeH\x00\x12\x10\n\x06paused\x18\x10 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"\x83\x01\n\x0cSettleRecord\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05\x61\x63ked\x18\x02 \x03(\x04\x12\x10\n\x08rejected\x18\x03 \x03(\x04\x12\x15\n\rreject_reason\x18\x04 \x01(\t\x12,\n\x07retries\x18\x05 \x03(\x0b\x32\x1b.ringpost.internal.v1.Retry\"}\n\x05Retry\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x15\n\rnot_before_us\x18\x04 \x01(\x03\x12/\n\x08\x66\x61ilures\x18\x05 \x03(\x0b\x32\x1d.ringpost.internal.v1.Failure\";\n\x07\x46\x61ilure\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0f\n\x07time_us\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\"\n\nTrimRecord\x12\x14\n\x0c\x66irst_offset\x18\x01 \x01(\x04\"-\n\nEpochStart\x12\x0e\n\x06leader\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x04\"\xce\x01\n\rReplicaRecord\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x05\x66resh\x18\x02 \x01(\x08H\x00\x12\x37\n\x08snapshot\x18\x03 \x01(\x0b\x32#.ringpost.internal.v1.ShardSnapshotH\x00\x12\x12\n\x08restored\x18\x04 \x01(\x04H\x00\x12\x11\n\x07removed\x18\x05 \x01(\x08H\x00\x12\x30\n\x05trims\x18\x06 \x03(\x0b\x32!.ringpost.internal.v1.ChannelTrimB\x06\n\x04step\"4\n\x0b\x43hannelTrim\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x04\x12\x14\n\x0c\x66irst_offset\x18\x02 \x01(\x04\"\xc4\x01\n\rShardSnapshot\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x10\n\x08last_crc\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x14\n\x0clast_time_us\x18\x05 \x01(\x03\x12\x37\n\x08\x63hannels\x18\x06 \x03(\x0b\x32%.ringpost.internal.v1.ChannelSnapshot\x12\x12\n\nreplica_id\x18\x07 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x08 \x03(\x04\"\xe0\x02\n\x0f\x43hannelSnapshot\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\x12\x17\n\x0f\x63reated_time_us\x18\x04 \x01(\x03\x12\x14\n\x0c\x66irst_offset\x18\x05 \x01(\x04\x12\x12\n\nend_offset\x18\x06 \x01(\x04\x12\r\n\x05index\x18\x07 \x01(\x0c\x12\x33\n\x06groups\x18\x08 \x03(\x0b\x32#.ringpost.internal.v1.GroupSnapshot\x12\x39\n\tproducers\x18\t \x03(\x0b\x32&.ringpost.internal.v1.ProducerSnapshot\x12\x30\n\x04seen\x18\n \x03(\x0b\x32\".ringpost.internal.v1.SeenSnapshot\x12\x0e\n\x06\x62ox_of\x18\x0b \x01(\x04\"B\n\x0cSeenSnapshot\x12\x0f\n\x07time_us\x18\x01 \x01(\x03\x12\x14\n\x0c\x66irst_offset\x18\x02 \x01(\x04\x12\x0b\n\x03ids\x18\x03 \x03(\x0c\"\xfd\x01\n\rGroupSnapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.GroupConfig\x12\x17\n\x0f\x63reated_time_us\x18\x03 \x01(\x03\x12\x15\n\rsettled_below\x18\x04 \x01(\x04\x12\x0f\n\x07settled\x18\x05 \x03(\x04\x12,\n\x07retries\x18\x06 \x03(\x0b\x32\x1b.ringpost.internal.v1.Retry\x12\x10\n\x08rejected\x18\x07 \x01(\x04\x12\x14\n\x0cletters_gone\x18\x08 \x03(\x04\x12\x0e\n\x06paused\x18\x10 \x01(\x08\x12\r\n\x05seeks\x18\x11 \x03(\x04\"n\n\x10ProducerSnapshot\x12\x10\n\x08producer\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x14\n\x0clast_time_us\x18\x04 \x01(\x03\x12\x0c\n\x04runs\x18\x05 \x03(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.internal.v1.record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANNELRECORD']._serialized_start=111
-  _globals['_CHANNELRECORD']._serialized_end=218
-  _globals['_GROUPRECORD']._serialized_start=221
-  _globals['_GROUPRECORD']._serialized_end=359
-  _globals['_SETTLERECORD']._serialized_start=362
-  _globals['_SETTLERECORD']._serialized_end=493
-  _globals['_RETRY']._serialized_start=495
-  _globals['_RETRY']._serialized_end=571
-  _globals['_TRIMRECORD']._serialized_start=573
-  _globals['_TRIMRECORD']._serialized_end=607
-  _globals['_EPOCHSTART']._serialized_start=609
-  _globals['_EPOCHSTART']._serialized_end=654
-  _globals['_REPLICARECORD']._serialized_start=657
-  _globals['_REPLICARECORD']._serialized_end=813
-  _globals['_SHARDSNAPSHOT']._serialized_start=816
-  _globals['_SHARDSNAPSHOT']._serialized_end=1012
-  _globals['_CHANNELSNAPSHOT']._serialized_start=1015
-  _globals['_CHANNELSNAPSHOT']._serialized_end=1301
-  _globals['_GROUPSNAPSHOT']._serialized_start=1304
-  _globals['_GROUPSNAPSHOT']._serialized_end=1504
-  _globals['_PRODUCERSNAPSHOT']._serialized_start=1506
-  _globals['_PRODUCERSNAPSHOT']._serialized_end=1616
+  _globals['_CHANNELRECORD']._serialized_start=142
+  _globals['_CHANNELRECORD']._serialized_end=265
+  _globals['_DEADLETTERFRAME']._serialized_start=267
+  _globals['_DEADLETTERFRAME']._serialized_end=326
+  _globals['_LETTERCHANGE']._serialized_start=328
+  _globals['_LETTERCHANGE']._serialized_end=377
+  _globals['_GROUPRECORD']._serialized_start=380
+  _globals['_GROUPRECORD']._serialized_end=613
+  _globals['_SETTLERECORD']._serialized_start=616
+  _globals['_SETTLERECORD']._serialized_end=747
+  _globals['_RETRY']._serialized_start=749
+  _globals['_RETRY']._serialized_end=874
+  _globals['_FAILURE']._serialized_start=876
+  _globals['_FAILURE']._serialized_end=935
+  _globals['_TRIMRECORD']._serialized_start=937
+  _globals['_TRIMRECORD']._serialized_end=971
+  _globals['_EPOCHSTART']._serialized_start=973
+  _globals['_EPOCHSTART']._serialized_end=1018
+  _globals['_REPLICARECORD']._serialized_start=1021
+  _globals['_REPLICARECORD']._serialized_end=1227
+  _globals['_CHANNELTRIM']._serialized_start=1229
+  _globals['_CHANNELTRIM']._serialized_end=1281
+  _globals['_SHARDSNAPSHOT']._serialized_start=1284
+  _globals['_SHARDSNAPSHOT']._serialized_end=1480
+  _globals['_CHANNELSNAPSHOT']._serialized_start=1483
+  _globals['_CHANNELSNAPSHOT']._serialized_end=1835
+  _globals['_SEENSNAPSHOT']._serialized_start=1837
+  _globals['_SEENSNAPSHOT']._serialized_end=1903
+  _globals['_GROUPSNAPSHOT']._serialized_start=1906
+  _globals['_GROUPSNAPSHOT']._serialized_end=2159
+  _globals['_PRODUCERSNAPSHOT']._serialized_start=2161
+  _globals['_PRODUCERSNAPSHOT']._serialized_end=2271
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from ringpost.v1 import channel_pb2 as _channel_pb2
+from ringpost.v1 import dead_letter_pb2 as _dead_letter_pb2
 from ringpost.v1 import group_pb2 as _group_pb2
 import builtins as _builtins
 import sys
@@ -32,10 +33,15 @@ class ChannelRecord(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    BOX_OF_FIELD_NUMBER: _builtins.int
     channel: _builtins.int
     """The channel's number: position of the frame that made it. 0 in that frame itself."""
     name: _builtins.str
     deleted: _builtins.bool
+    box_of: _builtins.int
+    """It is the box for dead letters of a group of this channel, whose number this is; the second token of the name is the
+    group's. It goes with the group or the channel, by their own frames.
+    """
     @_builtins.property
     def config(self) -> _channel_pb2.ChannelConfig:
         """Every field present."""
@@ -47,18 +53,75 @@ class ChannelRecord(_message.Message):
         name: _builtins.str = ...,
         config: _channel_pb2.ChannelConfig | None = ...,
         deleted: _builtins.bool = ...,
+        box_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "config", b"config", "deleted", b"deleted", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_of", b"box_of", "channel", b"channel", "config", b"config", "deleted", b"deleted", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChannelRecord: _TypeAlias = ChannelRecord  # noqa: Y015
 
 @_typing.final
+class DeadLetterFrame(_message.Message):
+    """Body of a DATA frame of a box. Applying it also settles the offsets in the group; the letter of one that is settled
+    already is void.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[_dead_letter_pb2.DeadLetter]:
+        """Without number."""
+
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[_dead_letter_pb2.DeadLetter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetterFrame: _TypeAlias = DeadLetterFrame  # noqa: Y015
+
+@_typing.final
+class LetterChange(_message.Message):
+    """Letters that leave the box. A number that is gone already is passed over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REDRIVEN_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def redriven(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Pending again. Flat pairs number, offset. Passed over also where the channel does not keep the offset."""
+
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Flat pairs first, last of numbers."""
+
+    def __init__(
+        self,
+        *,
+        redriven: _abc.Iterable[_builtins.int] | None = ...,
+        dropped: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "redriven", b"redriven"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LetterChange: _TypeAlias = LetterChange  # noqa: Y015
+
+@_typing.final
 class GroupRecord(_message.Message):
-    """Frame type GROUP: a group is made, moved or removed. The frame header names the channel."""
+    """Frame type GROUP: a group is made, moved, paused or removed. The frame header names the channel."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -67,15 +130,26 @@ class GroupRecord(_message.Message):
     CREATE_AT_FIELD_NUMBER: _builtins.int
     SEEK_TO_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    CONFIGURED_FIELD_NUMBER: _builtins.int
+    LETTERS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create_at: _builtins.int
     """Made; everything below is settled."""
     seek_to: _builtins.int
     """Moved; everything below is settled, nothing from here on."""
     deleted: _builtins.bool
+    configured: _builtins.bool
+    """It has this configuration from now on."""
+    paused: _builtins.bool
+    """It hands out nothing from now on; false: it does again."""
     @_builtins.property
     def config(self) -> _group_pb2.GroupConfig:
         """Every field present."""
+
+    @_builtins.property
+    def letters(self) -> Global___LetterChange:
+        """Dead letters leave."""
 
     def __init__(
         self,
@@ -85,12 +159,15 @@ class GroupRecord(_message.Message):
         create_at: _builtins.int = ...,
         seek_to: _builtins.int = ...,
         deleted: _builtins.bool = ...,
+        configured: _builtins.bool = ...,
+        letters: Global___LetterChange | None = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "config", b"config", "create_at", b"create_at", "deleted", b"deleted", "seek_to", b"seek_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "config", b"config", "configured", b"configured", "create_at", b"create_at", "deleted", b"deleted", "letters", b"letters", "paused", b"paused", "seek_to", b"seek_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "config", b"config", "create_at", b"create_at", "deleted", b"deleted", "name", b"name", "seek_to", b"seek_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "config", b"config", "configured", b"configured", "create_at", b"create_at", "deleted", b"deleted", "letters", b"letters", "name", b"name", "paused", b"paused", "seek_to", b"seek_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["create_at", "seek_to", "deleted"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["create_at", "seek_to", "deleted", "configured", "letters", "paused"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -149,10 +226,15 @@ class Retry(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_US_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     last: _builtins.int
     attempt: _builtins.int
     not_before_us: _builtins.int
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]:
+        """The failure that this is; in a snapshot the latest ones, in their order."""
+
     def __init__(
         self,
         *,
@@ -160,14 +242,43 @@ class Retry(_message.Message):
         last: _builtins.int = ...,
         attempt: _builtins.int = ...,
         not_before_us: _builtins.int = ...,
+        failures: _abc.Iterable[Global___Failure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "first", b"first", "last", b"last", "not_before_us", b"not_before_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "failures", b"failures", "first", b"first", "last", b"last", "not_before_us", b"not_before_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Retry: _TypeAlias = Retry  # noqa: Y015
+
+@_typing.final
+class Failure(_message.Message):
+    """One delivery that failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TIME_US_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    time_us: _builtins.int
+    reason: _builtins.str
+    """Of the nack, cut; or that the lease had ended."""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        time_us: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "reason", b"reason", "time_us", b"time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
 class TrimRecord(_message.Message):
@@ -227,6 +338,7 @@ class ReplicaRecord(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     RESTORED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
+    TRIMS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """32 hex digits."""
     fresh: _builtins.bool
@@ -241,6 +353,10 @@ class ReplicaRecord(_message.Message):
         counts until then.
         """
 
+    @_builtins.property
+    def trims(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelTrim]:
+        """With `restored`: what was removed at the leader while the snapshot was sent."""
+
     def __init__(
         self,
         *,
@@ -249,16 +365,41 @@ class ReplicaRecord(_message.Message):
         snapshot: Global___ShardSnapshot | None = ...,
         restored: _builtins.int = ...,
         removed: _builtins.bool = ...,
+        trims: _abc.Iterable[Global___ChannelTrim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "removed", b"removed", "restored", b"restored", "snapshot", b"snapshot", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "removed", b"removed", "replica_id", b"replica_id", "restored", b"restored", "snapshot", b"snapshot", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "removed", b"removed", "replica_id", b"replica_id", "restored", b"restored", "snapshot", b"snapshot", "step", b"step", "trims", b"trims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["fresh", "snapshot", "restored", "removed"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
 Global___ReplicaRecord: _TypeAlias = ReplicaRecord  # noqa: Y015
+
+@_typing.final
+class ChannelTrim(_message.Message):
+    """Messages of a channel below `first_offset` are gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    FIRST_OFFSET_FIELD_NUMBER: _builtins.int
+    channel: _builtins.int
+    first_offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        channel: _builtins.int = ...,
+        first_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "first_offset", b"first_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelTrim: _TypeAlias = ChannelTrim  # noqa: Y015
 
 @_typing.final
 class ShardSnapshot(_message.Message):
@@ -321,6 +462,8 @@ class ChannelSnapshot(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     PRODUCERS_FIELD_NUMBER: _builtins.int
+    SEEN_FIELD_NUMBER: _builtins.int
+    BOX_OF_FIELD_NUMBER: _builtins.int
     channel: _builtins.int
     name: _builtins.str
     created_time_us: _builtins.int
@@ -328,12 +471,18 @@ class ChannelSnapshot(_message.Message):
     end_offset: _builtins.int
     index: _builtins.bytes
     """Index rows, little endian u64 triples: base offset, journal address, length of the frame."""
+    box_of: _builtins.int
+    """See ChannelRecord."""
     @_builtins.property
     def config(self) -> _channel_pb2.ChannelConfig: ...
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupSnapshot]: ...
     @_builtins.property
     def producers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProducerSnapshot]: ...
+    @_builtins.property
+    def seen(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenSnapshot]:
+        """In the order of their offsets."""
+
     def __init__(
         self,
         *,
@@ -346,14 +495,46 @@ class ChannelSnapshot(_message.Message):
         index: _builtins.bytes = ...,
         groups: _abc.Iterable[Global___GroupSnapshot] | None = ...,
         producers: _abc.Iterable[Global___ProducerSnapshot] | None = ...,
+        seen: _abc.Iterable[Global___SeenSnapshot] | None = ...,
+        box_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "end_offset", b"end_offset", "first_offset", b"first_offset", "groups", b"groups", "index", b"index", "name", b"name", "producers", b"producers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_of", b"box_of", "channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "end_offset", b"end_offset", "first_offset", b"first_offset", "groups", b"groups", "index", b"index", "name", b"name", "producers", b"producers", "seen", b"seen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChannelSnapshot: _TypeAlias = ChannelSnapshot  # noqa: Y015
+
+@_typing.final
+class SeenSnapshot(_message.Message):
+    """Message ids of one stored batch, of a channel that deduplicates by them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_US_FIELD_NUMBER: _builtins.int
+    FIRST_OFFSET_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    time_us: _builtins.int
+    first_offset: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One for each message from there on, empty where none is remembered."""
+
+    def __init__(
+        self,
+        *,
+        time_us: _builtins.int = ...,
+        first_offset: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_offset", b"first_offset", "ids", b"ids", "time_us", b"time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenSnapshot: _TypeAlias = SeenSnapshot  # noqa: Y015
 
 @_typing.final
 class GroupSnapshot(_message.Message):
@@ -366,10 +547,14 @@ class GroupSnapshot(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    LETTERS_GONE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    SEEKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_time_us: _builtins.int
     settled_below: _builtins.int
     rejected: _builtins.int
+    paused: _builtins.bool
     @_builtins.property
     def config(self) -> _group_pb2.GroupConfig: ...
     @_builtins.property
@@ -378,6 +563,14 @@ class GroupSnapshot(_message.Message):
 
     @_builtins.property
     def retries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Retry]: ...
+    @_builtins.property
+    def letters_gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of dead letters that are gone though the box still has them. Flat pairs first, last."""
+
+    @_builtins.property
+    def seeks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Seeks that make dead letters void. Flat pairs: the number that the next letter was to get, and where it was moved to."""
+
     def __init__(
         self,
         *,
@@ -388,10 +581,13 @@ class GroupSnapshot(_message.Message):
         settled: _abc.Iterable[_builtins.int] | None = ...,
         retries: _abc.Iterable[Global___Retry] | None = ...,
         rejected: _builtins.int = ...,
+        letters_gone: _abc.Iterable[_builtins.int] | None = ...,
+        paused: _builtins.bool = ...,
+        seeks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "name", b"name", "rejected", b"rejected", "retries", b"retries", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -107,6 +107,7 @@ fn open(channel: &str, group: &str, start: Option<start::At>, messages: u64) -> 
         consumer: "rust".to_owned(),
         credit: Some(Credit { messages, bytes: 1 << 40 }),
         heartbeat_interval_ms: 1_000,
+        ..Default::default()
     }
 }
 
@@ -153,7 +154,7 @@ async fn redeliver(connection: &Channel, channel: &str) -> Result<()> {
         check!(delivered.len() == 1, "{} batches for one message", delivered.len());
         examine(&delivered[0], TOTAL, attempt)?;
         let range = OffsetRange { first: TOTAL, last: TOTAL };
-        let action = if attempt == 1 { Action::Nack(api::Nack { delay_ms: 0 }) } else { Action::Ack(api::Ack {}) };
+        let action = if attempt == 1 { Action::Nack(api::Nack::default()) } else { Action::Ack(api::Ack {}) };
         subscriber.settle(vec![range], action).await?;
         subscriber.settled(Outcome::Done, 1).await?;
     }

@@ -45,6 +45,7 @@ impl Producer {
             producer_id: PRODUCER_ID,
             producer_epoch: 0,
             first_sequence: sequence,
+            ..Default::default()
         };
         let command = Some(Command::Publish(publish));
         Ok(self.requests.send(PublishStreamRequest { correlation, command }).await?)

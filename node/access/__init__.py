@@ -1,0 +1,1 @@
+"""Who may do what: principals from tokens, grants by channel pattern and verb, quotas, the audit log."""

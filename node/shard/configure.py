@@ -1,0 +1,63 @@
+"""Changing a group's configuration; pausing it."""
+
+from ringpost.internal.v1.record_pb2 import GroupRecord
+from ringpost.node.errors import RingpostError
+from ringpost.node.journal.frame import FrameType
+from ringpost.node.shard.boxes import box_of, limits_of
+from ringpost.node.shard.group import Group, GroupSettings, ready_for
+from ringpost.node.shard.shard import Done, ignore
+from ringpost.v1.group_pb2 import GroupConfig
+
+
+def set_group(group: Group, config: GroupConfig, done: Done) -> None:
+    """Changes what is present in a checked configuration, when committed. Raises NotFound when it was deleted."""
+    shard = group.channel.shard
+    now = ready_for(group)
+    settings = changed(group.next_settings, config)
+    body = GroupRecord(name=group.name, config=settings.message(), configured=True).SerializeToString()
+    number = group.channel.number
+    shard.log.append(shard, FrameType.GROUP, body, _configured, group, settings, done, time_us=now, channel=number)
+    group.next_settings = settings
+    box = box_of(group)
+    if box is not None and box.next_limits != limits_of(settings):
+        shard.set_channel(box, limits_of(settings), ignore)
+
+
+def pause_group(group: Group, paused: bool, done: Done) -> None:
+    """Pauses or resumes a group when committed. Raises NotFound when it was deleted."""
+    shard = group.channel.shard
+    now = ready_for(group)
+    body = GroupRecord(name=group.name, paused=paused).SerializeToString()
+    number = group.channel.number
+    shard.log.append(shard, FrameType.GROUP, body, _paused, group, paused, done, time_us=now, channel=number)
+
+
+def changed(settings: GroupSettings, config: GroupConfig) -> GroupSettings:
+    """The settings with the fields that are present in a checked `config`; the mode stays."""
+    merged = settings.message()
+    mode = merged.mode
+    if config.HasField("retry"):
+        merged.ClearField("retry")
+    merged.MergeFrom(config)
+    merged.mode = mode
+    return GroupSettings.of(merged)
+
+
+def _configured(error: RingpostError | None, group: Group, settings: GroupSettings, done: Done) -> None:
+    if error is None:
+        apply_settings(group, settings)
+    done(error)
+
+
+def _paused(error: RingpostError | None, group: Group, paused: bool, done: Done) -> None:
+    if error is None:
+        group.paused = paused
+        if not paused:
+            group.kick()
+    done(error)
+
+
+def apply_settings(group: Group, settings: GroupSettings) -> None:
+    """The group has this configuration from now on."""
+    group.settings = settings
+    group.core.configure(settings.ack_deadline_ms * 1000, settings.max_in_flight, settings.policy)
