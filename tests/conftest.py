@@ -1,4 +1,4 @@
-"""What every test shares: the event loop that the node runs on, and no silent skip in CI."""
+"""What every test shares: the event loop that the node runs on, no test that stands still, no silent skip in CI."""
 
 import os
 import signal
@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.watchdog import Watchdog
+
 # A CI that starts us in the background has Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Watchdog(config))
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], AbstractEventLoop]]:
