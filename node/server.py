@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 import grpc
-from grpc_channelz.v1 import channelz
-from grpc_reflection.v1alpha import reflection
 
 from ringpost.cluster.coordination import Coordination, CoordinationError
 from ringpost.cluster.kv import Kv
@@ -21,21 +19,13 @@ from ringpost.cluster.view import Desired, NodeRef, View
 from ringpost.node import log
 from ringpost.node.about import About, package_version
 from ringpost.node.access.access import Access, AccessError
-from ringpost.node.access.guard import Guard
-from ringpost.node.access.inspection import InspectionGuard
 from ringpost.node.access_watch import watch_access
+from ringpost.node.answers import Answers, servicers_of
 from ringpost.node.binding import Ports, StartError
 from ringpost.node.cluster_stats import cluster_stats
 from ringpost.node.config import Config
 from ringpost.node.coordination import coordination_over, identity_facts, open_coordination
 from ringpost.node.delivery.hub import DeliveryLimits, Hub
-from ringpost.node.grpc_options import (
-    peer_server_options,
-    server_options,
-    service_names,
-    service_of,
-    shared_server_options,
-)
 from ringpost.node.health import Health
 from ringpost.node.http import HttpServer, Pages
 from ringpost.node.journal.files import Files, RealFiles
@@ -44,16 +34,12 @@ from ringpost.node.member import Member
 from ringpost.node.metrics import Stats
 from ringpost.node.options import split_address
 from ringpost.node.reload import publish_limits, take_up
-from ringpost.node.routing.calls import Passing
 from ringpost.node.routing.lanes import ForwardLimits
 from ringpost.node.routing.routing import Routing
-from ringpost.node.services import unary
-from ringpost.node.services.channels import Channels, merge_channels
+from ringpost.node.services.channels import merge_channels
 from ringpost.node.services.cluster import Cluster
-from ringpost.node.services.dead_letters import DeadLetters
-from ringpost.node.services.groups import Groups, merge_groups
+from ringpost.node.services.groups import merge_groups
 from ringpost.node.services.health import HealthService
-from ringpost.node.services.messages import Messages
 from ringpost.node.services.publisher import Publisher
 from ringpost.node.services.stream import StreamGate
 from ringpost.node.services.subscriber import Subscriber
@@ -61,7 +47,6 @@ from ringpost.node.storage import Opener, Storage
 from ringpost.node.tls import Dialer, TlsError, certificates
 from ringpost.node.tracing import Tracing, TracingError, open_provider
 from ringpost.node.watch import LagGauge, watch_loop
-from ringpost.v1 import channel_pb2, cluster_pb2, dead_letter_pb2, group_pb2, message_pb2
 from ringpost.v1.cluster_pb2 import NodeState
 
 _BEAT_INTERVAL_S = 0.5
@@ -240,7 +225,7 @@ class Server:
             self.hub.may_deliver = self.routing.router.sure = self.member.replicator.may_deliver
             self.about.view = self._view
             self.about.cluster_stats = partial(cluster_stats, self.member, self.routing, self._view, config.node)
-        self._build_services(gate)
+        self._build_servers(gate)
 
     def _build_member(self, coordination: KvCoordination) -> None:
         self.member = Member(
@@ -252,49 +237,25 @@ class Server:
             tracing=self.tracing,
         )
 
-    def _build_services(self, gate: StreamGate) -> None:
-        """What the ports answer: clients by the first, other nodes by the second, where nothing is passed on."""
-        config, store, reading = self.config, self.storage.store, self.storage.reading
-        subscribers = Subscriber(self.hub, gate)
+    def _build_servers(self, gate: StreamGate) -> None:
         accept_loss = self.member.controller.accept_loss if self.member is not None else None
         cluster = Cluster(
-            self.coordination, self.about.node_info, node=config.node, dialer=self._dialer, accept_loss=accept_loss
+            self.coordination, self.about.node_info, node=self.config.node, dialer=self._dialer, accept_loss=accept_loss
         )
-        servicers = (
-            (channel_pb2, Channels(store, node=config.node)),
-            (group_pb2, Groups(store, reading)),
-            (dead_letter_pb2, DeadLetters(store, reading)),
-            (message_pb2, Messages(store, reading)),
-        )
-
-        def handlers(guard: Guard, passing: Passing | None) -> list[grpc.GenericRpcHandler]:
-            found = [unary.handlers(service_of(file), one, guard, passing) for file, one in servicers]
-            return [unary.handlers(service_of(cluster_pb2), cluster, guard), *found]
-
-        if self.routing is not None:
-            own = [self.member.handlers()] if self.member is not None else []
-            streams = (self.publisher.peer_handlers(), subscribers.peer_handlers())
-            passed_on = handlers(Guard(self.access, first=False), self.routing.peer_calls)
-            self._peer_grpc = grpc.aio.server(options=peer_server_options(config))
-            self._peer_grpc.add_generic_rpc_handlers((*streams, *passed_on, *own))
-        calls = self.routing.calls if self.routing is not None else None
-        streams = (self.publisher.handlers(), subscribers.handlers())
         self._health_service = HealthService(self.health)
-        answers = (*streams, *handlers(Guard(self.access, first=True), calls))
-        self._grpc = self._client_server(server_options(config), answers)
-        if config.shared_listen:
-            self._shared_grpc = self._client_server(shared_server_options(config), answers)
-
-    def _client_server(
-        self, settings: list[tuple[str, int]], answers: Sequence[grpc.GenericRpcHandler]
-    ) -> grpc.aio.Server:
-        inspection = [InspectionGuard(self.access)] if self.access.on else []
-        server = grpc.aio.server(interceptors=inspection, options=settings)
-        server.add_generic_rpc_handlers(tuple(answers))
-        server.add_generic_rpc_handlers((self._health_service.handlers(),))
-        channelz.add_channelz_servicer(server)
-        reflection.enable_server_reflection(service_names(), server)
-        return server
+        answers = Answers(
+            config=self.config,
+            servicers=servicers_of(self.config, self.storage),
+            access=self.access,
+            publisher=self.publisher,
+            subscriber=Subscriber(self.hub, gate),
+            cluster=cluster,
+            health=self._health_service,
+            routing=self.routing,
+            member=self.member,
+        )
+        self._grpc, self._peer_grpc = answers.for_clients(), answers.for_peers()
+        self._shared_grpc = answers.for_shared_clients()
 
     def _build_routing(self) -> Routing:
         config = self.config

@@ -11,7 +11,9 @@ from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.modes import check_mode, modes_allowed
 from ringpost.node.shard.reading import Reading, check_offset
 from ringpost.node.shard.store import Store

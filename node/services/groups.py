@@ -21,18 +21,15 @@ from ringpost.node.shard.boxes import box_of
 from ringpost.node.shard.boxes import count as count_letters
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.configure import pause_group, set_group
-from ringpost.node.shard.group import (
+from ringpost.node.shard.group import Group, Results
+from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
+from ringpost.node.shard.group_settings import (
     ACK_DEADLINE_MS_MAX,
     ACK_DEADLINE_MS_MIN,
     DEAD_LETTER_AGE_MS,
     DEAD_LETTER_BYTES,
     MAX_IN_FLIGHT_MAX,
-    Group,
     GroupSettings,
-    Results,
-    add_group,
-    delete_group,
-    seek_group,
 )
 from ringpost.node.shard.lag import age_us, known_age_us, lag_bytes
 from ringpost.node.shard.modes import modes_allowed

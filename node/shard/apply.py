@@ -11,7 +11,9 @@ from ringpost.node.shard.boxes import add_box, bury_frame, change_letters
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.channel_state import ChannelState, limits_of
 from ringpost.node.shard.configure import apply_settings
-from ringpost.node.shard.group import Group, GroupSettings, apply_seek, new_core
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import apply_seek, new_core
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.producers import ProducerTable
 from ringpost.node.shard.settle_codec import decode_settle
 from ringpost.node.shard.shard import Shard, apply_delete, apply_trim

@@ -12,7 +12,8 @@ from ringpost.node.groups.ranges import pairs
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.channel_state import ChannelState
-from ringpost.node.shard.group import Group, GroupSettings
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.shard import ignore
 
 

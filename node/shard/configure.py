@@ -4,7 +4,9 @@ from ringpost.internal.v1.record_pb2 import GroupRecord
 from ringpost.node.errors import RingpostError
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.boxes import box_of, limits_of
-from ringpost.node.shard.group import Group, GroupSettings, ready_for
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import ready_for
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.shard import Done, ignore
 from ringpost.v1.group_pb2 import GroupConfig
 

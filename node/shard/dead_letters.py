@@ -16,7 +16,8 @@ from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.boxes import Changed, box_of, bury, change_letters, find_or_make
 from ringpost.node.shard.burial import Part, first_dying, take
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import Group, ready_for
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import ready_for
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.shard import Publish, Stored, ignore
 from ringpost.v1.common_pb2 import Durability

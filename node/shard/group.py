@@ -2,77 +2,30 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import random
-from typing import Any, Protocol
+from typing import Protocol
 
-from ringpost.internal.v1.record_pb2 import GroupRecord
 from ringpost.node import log
 from ringpost.node.errors import Exhausted, NotFound, RingpostError, Unavailable
 from ringpost.node.groups.changes import Ack, Action, Lease, Outcome, Reject, SettleChange, join
-from ringpost.node.groups.core import NO_POLICY, GroupCore
+from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.keyed import KeyedCore
-from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.groups.ranges import RangeSet
 from ringpost.node.groups.voids import Voids
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.burial import Burial
 from ringpost.node.shard.channel import Channel, Watcher
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.keys import KeyScan, Spawn
 from ringpost.node.shard.modes import occupied
 from ringpost.node.shard.reading import Reading
-from ringpost.node.shard.retry_settings import policy_of, retry_message
 from ringpost.node.shard.settle_codec import encode_settle
-from ringpost.node.shard.shard import Done, Shard, apply_delete
+from ringpost.node.shard.shard import Shard
 from ringpost.v1.common_pb2 import GroupMode
-from ringpost.v1.group_pb2 import GroupConfig
-
-ACK_DEADLINE_MS = 30_000
-ACK_DEADLINE_MS_MIN, ACK_DEADLINE_MS_MAX = 1_000, 43_200_000
-MAX_IN_FLIGHT = 100_000
-MAX_IN_FLIGHT_MAX = 1_000_000
-DEAD_LETTER_AGE_MS = 14 * 86_400_000
-DEAD_LETTER_BYTES = 1 << 30
 
 Results = list[tuple[int, int, Outcome]]
 SettleReply = Callable[[Results | RingpostError], None]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSettings:
-    """A group's configuration."""
-
-    ack_deadline_ms: int = ACK_DEADLINE_MS
-    max_in_flight: int = MAX_IN_FLIGHT
-    policy: RetryPolicy = NO_POLICY
-    dead_letter_age_ms: int = DEAD_LETTER_AGE_MS
-    dead_letter_bytes: int = DEAD_LETTER_BYTES
-    mode: GroupMode.ValueType = GroupMode.GROUP_MODE_SHARED
-
-    @classmethod
-    def of(cls, config: GroupConfig) -> "GroupSettings":
-        """From the API's form; absent fields get their defaults."""
-        return cls(
-            config.ack_deadline_ms if config.HasField("ack_deadline_ms") else ACK_DEADLINE_MS,
-            config.max_in_flight if config.HasField("max_in_flight") else MAX_IN_FLIGHT,
-            policy_of(config),
-            config.dead_letter_age_ms if config.HasField("dead_letter_age_ms") else DEAD_LETTER_AGE_MS,
-            config.dead_letter_bytes if config.HasField("dead_letter_bytes") else DEAD_LETTER_BYTES,
-            config.mode or GroupMode.GROUP_MODE_SHARED,
-        )
-
-    def message(self) -> GroupConfig:
-        """As the API shows it, every field present."""
-        return GroupConfig(
-            mode=self.mode,
-            ack_deadline_ms=self.ack_deadline_ms,
-            max_in_flight=self.max_in_flight,
-            retry=retry_message(self.policy),
-            max_attempts=self.policy.max_attempts,
-            dead_letters=self.policy.dead_letters,
-            dead_letter_age_ms=self.dead_letter_age_ms,
-            dead_letter_bytes=self.dead_letter_bytes,
-        )
 
 
 class GroupMember(Watcher, Protocol):
@@ -240,7 +193,7 @@ class Group:
 
         Raises NotFound when the group was deleted meanwhile; Unavailable and Exhausted, then nothing is changed.
         """
-        _check_there(self)
+        check_there(self)
         if self.seeks:
             raise group_moving(self)
         if self.core.scattered:
@@ -375,101 +328,12 @@ class Group:
             member.removed(reason, message)
 
 
-# -- frames -----------------------------------------------------------------------------------------------------------
-
-
-def new_core(settings: GroupSettings, settled_below: int, **state: Any) -> GroupCore:
-    """The core of a group that begins at an offset; `state`: what else is known of it, as in `GroupState`."""
-    kind = KeyedCore if settings.mode == GroupMode.GROUP_MODE_KEY_ORDERED else GroupCore
-    return kind(
-        settled_below=settled_below,
-        ack_deadline_us=settings.ack_deadline_ms * 1000,
-        max_in_flight=settings.max_in_flight,
-        policy=settings.policy,
-        **state,
-    )
-
-
-def add_group(channel: Channel, name: str, settings: GroupSettings, start: int, done: Done) -> Group:
-    """Makes a group that begins at `start`, usable at once; `done` when it is committed.
-
-    Raises NotFound when the channel was deleted meanwhile.
-    """
-    shard = channel.shard
-    now = shard.ready_for(channel)
-    start = max(start, channel.first_offset)
-    body = GroupRecord(name=name, config=settings.message(), create_at=start).SerializeToString()
-    shard.log.append(shard, FrameType.GROUP, body, done, time_us=now, channel=channel.number)
-    group = Group(channel, name, settings, new_core(settings, start), now, shard.position)
-    channel.add_group(group)
-    return group
-
-
-def seek_group(group: Group, offset: int, done: Done) -> None:
-    """Moves a group when committed. Raises NotFound when it was deleted meanwhile."""
-    group.flush()
-    shard = group.channel.shard
-    now = ready_for(group)
-    body = GroupRecord(name=group.name, seek_to=offset).SerializeToString()
-    number = group.channel.number
-    box = shard.boxes.get((number, group.name))
-    shard.log.append(shard, FrameType.GROUP, body, _sought, group, box, offset, done, time_us=now, channel=number)
-    shard.log.burials.fail(group, group_moving(group))
-    group.seeks += 1
-
-
-def apply_seek(group: Group, box: Channel | None, offset: int) -> None:
-    """A committed seek; `box` keeps the group's dead letters, if it has any."""
-    group.core.seek(max(offset, group.channel.first_offset))
-    if box is not None:
-        group.voids.sought(box.end_offset, offset, box.first_offset)
-
-
-def delete_group(group: Group, done: Done) -> None:
-    """Removes a group at once; `done` when that is committed. Raises NotFound when it was deleted meanwhile."""
-    group.flush()
-    shard = group.channel.shard
-    now = ready_for(group)
-    body = GroupRecord(name=group.name, deleted=True).SerializeToString()
-    number = group.channel.number
-    box = shard.boxes.get((number, group.name))
-    shard.log.append(shard, FrameType.GROUP, body, _deleted, group, box, done, time_us=now, channel=number)
-    shard.close_box(group.channel, group.name)
-    shard.leaving_groups.add(group)
-    group.channel.drop_group(group.name)
-    group.remove("GROUP_DELETED", f"group {group.name!r} was deleted")
-
-
-def _deleted(error: RingpostError | None, group: Group, box: Channel | None, done: Done) -> None:
-    group.channel.shard.leaving_groups.discard(group)
-    if error is None and box is not None:
-        apply_delete(box)
-    done(error)
-
-
 def group_moving(group: Group) -> Unavailable:
     """What a settlement is told while the group is moved."""
     message = f"group {group.name!r} is being moved, nothing was settled"
     return Unavailable(message, reason="GROUP_MOVED", retry_after_ms=50)
 
 
-def _check_there(group: Group) -> None:
+def check_there(group: Group) -> None:
     if group.removed:
         raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_NOT_FOUND")
-
-
-def ready_for(group: Group) -> int:
-    """To be called before a frame about the group is appended. Raises NotFound when it was deleted."""
-    _check_there(group)
-    return group.channel.shard.ready_for(group.channel)
-
-
-def _sought(error: RingpostError | None, group: Group, box: Channel | None, offset: int, done: Done) -> None:
-    group.seeks -= 1
-    if error is None:
-        apply_seek(group, box, offset)
-        for member in tuple(group.members.values()):
-            member.moved(f"group {group.name!r} was moved; open the subscription again")
-    if not group.seeks:
-        group.resume()
-    done(error)

@@ -17,7 +17,9 @@ from ringpost.node.shard.apply import apply_frame
 from ringpost.node.shard.boxes import add_box
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.channel_state import pack, state_of
-from ringpost.node.shard.group import Group, GroupSettings, new_core
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import new_core
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.settle_codec import retry_of
 from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.store import Store

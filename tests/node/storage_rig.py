@@ -24,7 +24,9 @@ from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.disk import DiskState
 from ringpost.node.maintenance import Maintenance
 from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.shard import Stored
 from ringpost.node.storage import Opener, Storage, now_us
 from tests.node.journal.faulty_files import FaultyFiles

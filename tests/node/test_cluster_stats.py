@@ -7,7 +7,8 @@ from ringpost.cluster.view import Leader, NodeRef, Replica, Role, ShardRecord, V
 from ringpost.node.cluster_stats import box_counts, cluster_stats
 from ringpost.node.groups.changes import Reject
 from ringpost.node.groups.policy import RetryPolicy
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from tests.node.shard.fakes import Outcomes, Rig
 
 

@@ -14,7 +14,8 @@ from ringpost.node.shard.boxes import box_of, count
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.commits import Waiting
 from ringpost.node.shard.configure import set_group
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.log import frame_length
 from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.journal.faulty_files import FaultyFiles

@@ -18,7 +18,8 @@ from ringpost.node.journal.segment import offset_of, segment_of, segment_path
 from ringpost.node.services.publish_session import PublishLimits
 from ringpost.node.services.publisher import Publisher
 from ringpost.node.services.stream import StreamGate
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.shard import Stored
 from ringpost.node.storage import UNREADABLE, now_us
 from tests.node.journal.faulty_files import FaultyFiles

@@ -9,7 +9,9 @@ from crc32c import crc32c
 from ringpost.node.delivery.hub import DeliveryLimits, Hub
 from ringpost.node.delivery.session import Session
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.common_pb2 import OffsetRange, Start
 from ringpost.v1.subscribe_pb2 import (
     CloseSubscription,

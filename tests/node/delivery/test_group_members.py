@@ -5,7 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from ringpost.node.shard.group import Group, delete_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import delete_group, seek_group
 from ringpost.v1.common_pb2 import Start
 from ringpost.v1.subscribe_pb2 import Ack, Nack, Outcome
 from tests.node.delivery.fakes import (

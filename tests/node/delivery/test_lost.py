@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ringpost.node.errors import DataLoss
 from ringpost.node.services.messages import Messages
 from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.group import seek_group
+from ringpost.node.shard.group_frames import seek_group
 from ringpost.node.shard.retention import AgeRetention
 from ringpost.v1 import message_pb2
 from ringpost.v1.common_pb2 import Start

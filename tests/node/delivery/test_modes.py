@@ -9,7 +9,9 @@ from crc32c import crc32c
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.services.groups import info
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import Group, GroupSettings, add_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group, seek_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.shard import Publish
 from ringpost.v1.common_pb2 import Durability, GroupMode
 from ringpost.v1.publish_pb2 import Batch, Message

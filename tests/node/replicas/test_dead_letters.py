@@ -7,7 +7,9 @@ from typing import Any
 from ringpost.node.groups.changes import Reject
 from ringpost.node.services.dead_letters import DeadLetters
 from ringpost.node.shard.boxes import count
-from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.snapshot import snapshot_shard
 from ringpost.v1.dead_letter_pb2 import (
     DeadLetterSelection,

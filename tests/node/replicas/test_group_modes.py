@@ -7,7 +7,8 @@ from typing import Any
 from ringpost.node.delivery.opening import make_group, resolve
 from ringpost.node.groups.changes import Ack, Nack, Outcome
 from ringpost.node.shard.configure import pause_group
-from ringpost.node.shard.group import Group, GroupSettings
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.common_pb2 import GroupMode
 from tests.node.replicas.rig import Cluster, Node
 from tests.node.shard.test_group import Member

@@ -17,7 +17,7 @@ from ringpost.cluster.view import Desired, Leader, NodeRef, Replica, ShardRecord
 from ringpost.node.config import Config
 from ringpost.node.server import Server
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import add_group
+from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.shard import Publish, Shard
 from ringpost.v1.common_pb2 import Durability
 from tests.integration.broker import Client

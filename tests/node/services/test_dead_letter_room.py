@@ -7,7 +7,7 @@ from ringpost.node.access.caller import ANYONE, Caller, Usage
 from ringpost.node.access.grants import Grants, Quota, Verb
 from ringpost.node.errors import PermissionDenied
 from ringpost.node.services.groups import check_dead_letter_room
-from ringpost.node.shard.group import DEAD_LETTER_AGE_MS, DEAD_LETTER_BYTES
+from ringpost.node.shard.group_settings import DEAD_LETTER_AGE_MS, DEAD_LETTER_BYTES
 from ringpost.v1.group_pb2 import GroupConfig
 
 BOUNDS = {"dead_letter_bytes": DEAD_LETTER_BYTES, "dead_letter_age_ms": DEAD_LETTER_AGE_MS}

@@ -6,7 +6,8 @@ from ringpost.node.errors import NotFound
 from ringpost.node.groups.changes import Ack
 from ringpost.node.services.explain import GROUPS_MAX, explained
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import GroupSettings, add_group, delete_group, seek_group
+from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1 import message_pb2 as api
 from tests.node.delivery.test_lost import lose
 from tests.node.shard.fakes import Outcomes, Rig

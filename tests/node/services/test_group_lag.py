@@ -3,7 +3,8 @@
 from typing import Any
 
 from ringpost.node.services.groups import Groups
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.group_pb2 import GetGroupRequest, GroupInfo, ListGroupsRequest
 from tests.node.shard.fakes import Outcomes, Rig
 

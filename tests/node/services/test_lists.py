@@ -14,7 +14,8 @@ from ringpost.node.access.guard import _caller
 from ringpost.node.server import Server
 from ringpost.node.services.channels import Channels
 from ringpost.node.services.groups import Groups
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1 import channel_pb2, group_pb2
 from tests.node.routing.cluster import running
 

@@ -12,7 +12,9 @@ from ringpost.node.groups.changes import Ack, Action, Nack, Reject
 from ringpost.node.groups.policy import Backoff, RetryPolicy
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.dead_letters import change
-from ringpost.node.shard.group import Group, GroupSettings, add_group, delete_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.common_pb2 import Durability, GroupMode
 from tests.node.shard.fakes import Outcomes, Rig, publish_of
 

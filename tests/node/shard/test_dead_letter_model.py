@@ -15,7 +15,9 @@ from ringpost.node.groups.changes import Ack, Nack, Outcome, Reject
 from ringpost.node.groups.policy import Backoff, RetryPolicy
 from ringpost.node.shard.boxes import Changed, box_of, count
 from ringpost.node.shard.dead_letters import change
-from ringpost.node.shard.group import Group, GroupSettings, add_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from tests.node.shard.fakes import Outcomes, Rig, replayed
 from tests.node.shard.histories import Member
 

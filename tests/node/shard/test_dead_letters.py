@@ -13,7 +13,8 @@ from ringpost.node.journal.disk import DiskState
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard import dead_letters
 from ringpost.node.shard.boxes import Changed, box_of, count
-from ringpost.node.shard.group import Group, add_group, delete_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
 from ringpost.v1.dead_letter_pb2 import DeadLetter
 from tests.node.delivery.test_lost import lose
 from tests.node.shard.fakes import Outcomes, Rig, checkpoint_of, replayed

@@ -9,7 +9,9 @@ from ringpost.node.errors import DataLoss, NotFound, Unavailable
 from ringpost.node.groups.changes import Ack, Extend, Lease, Nack, Outcome, Reject
 from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.journal.frame import FrameType
-from ringpost.node.shard.group import Group, GroupSettings, add_group, delete_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.shard.fakes import Outcomes, Rig, replayed

@@ -12,7 +12,9 @@ from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.shard import keys
 from ringpost.node.shard.batch import message_keys
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import Group, GroupSettings, add_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group, seek_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.reading import Reading
 from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.publish_pb2 import Batch, Message

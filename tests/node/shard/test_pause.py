@@ -7,7 +7,8 @@ from ringpost.node.errors import NotFound
 from ringpost.node.groups.changes import Ack, Lease, Nack
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.configure import pause_group, set_group
-from ringpost.node.shard.group import Group, delete_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import delete_group
 from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.shard.fakes import Outcomes, Rig, checkpoint_of, replayed
 from tests.node.shard.test_group import S, check_replay, made, settle, take

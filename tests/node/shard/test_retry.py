@@ -8,7 +8,8 @@ from ringpost.node.groups.changes import Lease, Nack
 from ringpost.node.groups.policy import ENDED, Backoff, RetryPolicy
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.configure import set_group
-from ringpost.node.shard.group import GroupSettings, delete_group
+from ringpost.node.shard.group_frames import delete_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.group_pb2 import BACKOFF_LINEAR, GroupConfig
 from ringpost.v1.group_pb2 import RetryPolicy as RetryMessage
 from tests.node.shard.fakes import Outcomes, Rig, checkpoint_of, replayed

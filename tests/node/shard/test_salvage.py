@@ -10,7 +10,8 @@ from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.journal.frame import FLAG_REWRITTEN, FRAME_OVERHEAD, FrameType
 from ringpost.node.shard.boxes import box_of
 from ringpost.node.shard.channel import Channel
-from ringpost.node.shard.group import GroupSettings, add_group, delete_group
+from ringpost.node.shard.group_frames import add_group, delete_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.salvage import UNKNOWN_SPAN
 from tests.node.shard.fakes import Damage, Outcomes, Rig, Stored, checkpoint_of, publish_of, replayed, texts_of
 from tests.node.shard.test_replay import altered

@@ -6,7 +6,9 @@ import pytest
 
 from ringpost.node.errors import Exhausted, NotFound, Unavailable
 from ringpost.node.groups.changes import Ack, Outcome, Reject
-from ringpost.node.shard.group import Group, GroupSettings, add_group, delete_group, seek_group
+from ringpost.node.shard.group import Group
+from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
+from ringpost.node.shard.group_settings import GroupSettings
 from tests.node.shard.fakes import Outcomes, Rig, replayed
 
 DONE, ALREADY, UNKNOWN = Outcome.DONE, Outcome.ALREADY, Outcome.UNKNOWN

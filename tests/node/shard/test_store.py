@@ -9,7 +9,8 @@ from ringpost.node.errors import AlreadyExists, DataLoss, Exhausted, InvalidRequ
 from ringpost.node.journal.disk import DiskState
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.channel import ChannelLimits
-from ringpost.node.shard.group import GroupSettings, add_group
+from ringpost.node.shard.group_frames import add_group
+from ringpost.node.shard.group_settings import GroupSettings
 from tests.node.shard.fakes import Outcomes, Rig
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from ringpost.internal.v1.record_pb2 import ShardSnapshot
 from ringpost.node.errors import RingpostError
 from ringpost.node.shard.channel import Channel, ChannelLimits
-from ringpost.node.shard.group import GroupSettings, add_group, delete_group
+from ringpost.node.shard.group_frames import add_group, delete_group
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.snapshot import encode_shard, snapshot_shard
 from ringpost.node.shard.warm import Warm
 from tests.node.shard.fakes import Outcomes, Rig, checkpoint_of, publish_of, replayed
