@@ -135,6 +135,7 @@ class Publisher:
         durability: int,
         expected_offset: int,
         traceparent: str = "",
+        timing: Timing = AT_ONCE,
     ) -> BatchReceipt:
         """Publishes messages as one batch that is stored at `expected_offset`, whole or not at all, and waits for it.
 
@@ -150,7 +151,7 @@ class Publisher:
             await self._wait_for_room()
         ticket = Ticket(channel, self._loop)
         ticket.traceparent = traceparent
-        self._enqueue(ticket, payload, count, durability, expected_offset)
+        self._enqueue(ticket, payload, count, durability, expected_offset, timing)
         await ticket.wait()
         (receipt,) = ticket.receipts()
         return receipt

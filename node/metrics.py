@@ -59,6 +59,7 @@ class Stats:
     settled_messages: Mapping[str, int] = counts("outcome", "messages", "Messages in settlements, by outcome.")
     redelivered_messages: int = count("messages", "Messages sent with an attempt above 1.")
 
+    expired_messages: int = count("messages", "Messages passed over because their time to live was over.")
     dead_lettered_messages: int = count("messages", "Messages given up and kept as dead letters here.")
 
     released_messages: int = count("messages", "Delayed messages that were due and given their offsets here.")

@@ -58,6 +58,7 @@ def _check(
 @click.option("--expect-offset", type=OFFSET, help="Publish only if the message gets exactly this offset.")
 @click.option("--delay", type=duration, help="Deliver so much later, such as 10s or 1h30m; at most 366d.")
 @click.option("--deliver-at", type=moment, metavar="TIME", help="Deliver at a time, such as 2026-01-31T12:00:00Z.")
+@click.option("--ttl", type=duration, help="Of use for so long, and not delivered later; such as 30s.")
 @output_option
 @remote(_check)
 async def pub(
@@ -73,6 +74,7 @@ async def pub(
     expect_offset: int | None,
     delay: float | None,
     deliver_at: int | None,
+    ttl: float | None,
     output: Output,
 ) -> None:
     """Publish DATA to CHANNEL; DATA "-" is all of stdin.
@@ -89,7 +91,7 @@ async def pub(
         own_key, own_id = (text and text.replace("{n}", number) for text in (key, message_id))
         return OutMessage(data.replace(b"{n}", number.encode()), own_key, dict(headers), own_id)
 
-    when: dict[str, Any] = {"delay": delay, "deliver_at": deliver_at}
+    when: dict[str, Any] = {"delay": delay, "deliver_at": deliver_at, "ttl": ttl}
     begin = time.perf_counter()
     if lines is not None:
         chunks = _line_chunks(lines.fileno(), message)

@@ -26,10 +26,11 @@ class Place(IntEnum):
 
 
 class Cause(IntEnum):
-    """Numbers of `ringpost.v1.Cause`, which describes them; 3 to 5 are for kinds of settled, such as dead letters."""
+    """Numbers of `ringpost.v1.Cause`, which describes them; 3 and 4 are for kinds of settled, such as dead letters."""
 
     NO_MESSAGE = 1
     MOVING = 2
+    EXPIRED = 5
     SETTLED = 6
     SETTLING = 7
     LEASED = 8
@@ -44,6 +45,9 @@ class Cause(IntEnum):
     IN_LINE = 31
 
 
+_NOT_EXPIRED = {Cause.NO_MESSAGE, Cause.MOVING, Cause.SETTLED, Cause.SETTLING}
+
+
 @dataclass(frozen=True, slots=True)
 class Consumer:
     """A member of the group: the core's number for it, the name that it gave, whether it may be given messages."""
@@ -56,7 +60,10 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active."""
+    """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active.
+
+    `expired`: the message's time to live is over.
+    """
 
     now_us: int
     max_in_flight: int
@@ -64,6 +71,7 @@ class Around:
     paused: bool = False
     moving: bool = False
     failover: bool = False
+    expired: bool = False
     consumers: Sequence[Consumer] = ()
 
     @property
@@ -96,6 +104,14 @@ class Explanation(NamedTuple):
 
 def explain(core: GroupCore, offset: int, around: Around) -> Explanation:
     """Why the message is not being delivered now, or IN_LINE when it may be."""
+    found = _why(core, offset, around)
+    if not around.expired or found.causes[0] in _NOT_EXPIRED:
+        return found
+    return found._replace(causes=(Cause.EXPIRED, *(cause for cause in found.causes if cause != Cause.IN_LINE)))
+
+
+def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
+    """The same for a message that may live for ever."""
     standing = core.standing(offset)
     if around.place not in {Place.STORED, Place.UNREADABLE}:
         return Explanation((Cause.NO_MESSAGE,))
@@ -133,7 +149,7 @@ def _held_back(core: GroupCore, standing: Standing, around: Around) -> Explanati
     blocker = None
     if parked:
         assert standing.before is not None, "parked behind it"
-        blocker = explain(core, standing.before, around)
+        blocker = _why(core, standing.before, around)
     return Explanation(
         tuple(cause for cause, here in holds.items() if here) or (Cause.IN_LINE,),
         attempt=failed.attempt if failed is not None else 0,

@@ -8,6 +8,7 @@ from ringpost.node.groups.explain import Around, Cause, Explanation, Place
 
 _OF_GROUP = {Cause.PAUSED, Cause.NO_CONSUMERS, Cause.MAX_IN_FLIGHT, Cause.NO_CREDIT}
 _PLAIN = {
+    Cause.EXPIRED: "has expired: its time to live is over, so it is settled undelivered when it would be its turn",
     Cause.MOVING: "waits for a seek of the group that is on its way to the log",
     Cause.PAUSED: "is held back because the group is paused",
     Cause.NO_CONSUMERS: "waits for a consumer, of which the group has none",
@@ -67,7 +68,7 @@ def _clause(cause: Cause, case: _Case) -> str:
         case Cause.LEASED:
             return _leased(case)
         case Cause.DELAYED:
-            return f"waits until {_clock(found.until_us)} because delivery {found.attempt} failed{case.why}"
+            return f"waits until {show_clock(found.until_us)} because delivery {found.attempt} failed{case.why}"
         case Cause.PARKED:
             return _parked(case)
         case Cause.MAX_IN_FLIGHT:
@@ -107,7 +108,7 @@ def _settled(case: _Case) -> str:
 def _leased(case: _Case) -> str:
     found = case.found
     before = f"; delivery {found.failures[-1].attempt} failed{case.why}" if found.failures else ""
-    whose, until = f"leased to {_named(found.consumer)} (delivery {found.attempt}{before})", _clock(found.until_us)
+    whose, until = f"leased to {_named(found.consumer)} (delivery {found.attempt}{before})", show_clock(found.until_us)
     if found.until_us <= case.around.now_us:
         return f"was {whose} until {until}; the lease has ended and is being taken back"
     return f"is {whose} until {until}"
@@ -152,6 +153,6 @@ def _named(consumer: str | None) -> str:
     return consumer or "a consumer without a name"
 
 
-def _clock(time_us: int) -> str:
+def show_clock(time_us: int) -> str:
     """A time for people, UTC."""
     return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -18,7 +18,7 @@ from ringpost.node.errors import Exhausted, InvalidRequest, Precondition, Ringpo
 from ringpost.node.routing.lane import Answer, Lane, Reply
 from ringpost.node.routing.lanes import Lanes
 from ringpost.node.services.publish_session import ForwardedSession, PublishLimits, PublishSession
-from ringpost.node.services.publish_time import due_us
+from ringpost.node.services.publish_time import check_ttl, due_us
 from ringpost.node.services.refusals import ABOUT_THE_LOG, SureRefusals
 from ringpost.node.services.stream import RawContext, StreamGate, serve
 from ringpost.node.shard import batch as batches
@@ -271,6 +271,7 @@ class Publisher:
             store.check_addable(name)
             check_expected(expected, 0)
         due = 0
+        ttl_ms = check_ttl(request.ttl_ms)
         if request.deliver_time_us or request.delay_ms:
             due = due_us(request, store.log.clock())
             if due:
@@ -286,6 +287,7 @@ class Publisher:
             request.first_sequence,
             expected,
             due,
+            ttl_ms,
         )
         appended = self._append(channel, publish, request, reply)
         counters = self.counters

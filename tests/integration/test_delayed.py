@@ -8,9 +8,17 @@ from typing import Any
 import grpc
 import pytest
 
+from ringpost.client import connect
 from ringpost.v1.channel_pb2 import ChannelInfo, DeleteChannelRequest, GetChannelRequest
 from ringpost.v1.common_pb2 import Durability
-from ringpost.v1.message_pb2 import GetMessagesRequest, StoredMessage
+from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig
+from ringpost.v1.message_pb2 import (
+    Cause,
+    ExplainMessageRequest,
+    ExplainMessageResponse,
+    GetMessagesRequest,
+    StoredMessage,
+)
 from ringpost.v1.publish_pb2 import PublishRequest
 from tests.integration.broker import Client, Node, batch_of, until
 
@@ -113,3 +121,51 @@ async def test_wrong_times_are_refused_and_too_many_too(tmp_path: Path) -> None:
             await client.channels.DeleteChannel(DeleteChannelRequest(name="orders"))
             await client.publisher.Publish(later)
             assert (await info(client)).scheduled == 2
+
+
+async def test_messages_have_their_time_to_live(tmp_path: Path) -> None:
+    with Node(tmp_path / "n") as node:
+        async with Client(node.address) as client:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.publisher.Publish(
+                    PublishRequest(channel="orders", batch=batch_of(b"x"), ttl_ms=YEAR_MS + 1)
+                )
+            assert "ttl_ms: is 31622400001, allowed are 1 to 31622400000" in (caught.value.details() or "")
+            config = GroupConfig(expired_to_dead_letters=True)
+            await client.publisher.Publish(PublishRequest(channel="orders", batch=batch_of(b"short"), ttl_ms=1))
+            await client.publisher.Publish(PublishRequest(channel="orders", batch=batch_of(b"long"), ttl_ms=YEAR_MS))
+            added = await client.groups.AddGroup(AddGroupRequest(channel="orders", name="g", config=config))
+            assert added.group.config.expired_to_dead_letters
+
+            async def explained() -> ExplainMessageResponse:
+                return await client.messages.ExplainMessage(ExplainMessageRequest(channel="orders", offset=0))
+
+            async def over() -> bool:
+                return "was over" in (await explained()).sentence
+
+            await until(over, "its time is over")
+            (told,) = (await explained()).groups
+            assert (told.cause, list(told.also)) == (Cause.CAUSE_EXPIRED, [Cause.CAUSE_NO_CONSUMERS])
+        node.kill()
+        node.start()
+        async with Client(node.address) as client, connect(node.address) as mq:
+            async with mq.subscription("orders", group="g") as group:
+                async for message in group:
+                    assert message.data == b"long"
+                    await message.ack()
+                    break
+
+            async def buried() -> bool:
+                shown = await client.groups.GetGroup(GetGroupRequest(channel="orders", name="g"))
+                return shown.group.dead_letters == 1
+
+            await until(buried, "the other one is a dead letter")
+            missing: list[tuple[int, int]] = []
+            plain = mq.subscription("orders", start="earliest", on_gap=lambda *gap: missing.append(gap))
+            async for message in plain:
+                assert (message.data, message.offset) == (b"long", 1)
+                break
+            assert missing == [(0, 0)]
+            assert len(await messages(client)) == 2, "they stay in the channel"
+            metrics = await asyncio.to_thread(node.metrics)
+            assert metrics["ringpost_expired_messages_total"] == 2

@@ -129,6 +129,7 @@ class PublishRequest(_message.Message):
     EXPECTED_OFFSET_FIELD_NUMBER: _builtins.int
     DELIVER_TIME_US_FIELD_NUMBER: _builtins.int
     DELAY_MS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required. Made by first use unless the node forbids it."""
@@ -175,6 +176,12 @@ class PublishRequest(_message.Message):
     """The same as a time from now on, when the owner takes the batch: 1 to 31,622,400,000 milliseconds; 0: none. Not with
     deliver_time_us.
     """
+    ttl_ms: _builtins.int
+    """How long the batch's messages are of use, from append_time_us on, of a delayed batch from when it is due: 1 to
+    31,622,400,000 milliseconds; 0: for ever. After that they are not given out any more: subscriptions without a group get a
+    Gap, groups settle them when it would be their turn, see GroupConfig.expired_to_dead_letters. They stay in the channel
+    until retention or a purge takes them, and GetMessages shows them.
+    """
     traceparent: _builtins.str
     """Trace context of the batch (W3C traceparent), "" for none: where the nodes send spans, what they do with the batch
     joins the trace if it is sampled. A message's own context belongs in its headers.
@@ -199,11 +206,12 @@ class PublishRequest(_message.Message):
         expected_offset: _builtins.int | None = ...,
         deliver_time_us: _builtins.int = ...,
         delay_ms: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "crc32c", b"crc32c", "expected_offset", b"expected_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
     _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015

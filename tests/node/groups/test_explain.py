@@ -287,3 +287,15 @@ TestExplaining = Explaining.TestCase
 TestExplaining.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestKeyedExplaining = KeyedExplaining.TestCase
 TestKeyedExplaining.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_what_has_expired_is_not_delivered_any_more() -> None:
+    group = new_group()
+    group.take(ANN, 1, END, 0)
+    found, says = told(group, 5, expired=True, paused=True)
+    assert found.causes == (Cause.EXPIRED, Cause.PAUSED)
+    assert says.startswith("It has expired: its time to live is over, so it is settled undelivered")
+    assert told(group, 5, expired=True)[0].causes == (Cause.EXPIRED,)
+    assert told(group, 0, expired=True)[0].causes == (Cause.EXPIRED, Cause.LEASED), "its consumer may still ack it"
+    settle(group, ANN, Ack(), (0, 0))
+    assert told(group, 0, expired=True)[0].causes == (Cause.SETTLING,)
