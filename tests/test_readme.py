@@ -20,7 +20,7 @@ def blocks(title: str) -> list[tuple[str, str]]:
 BLOCKS = blocks("The first five minutes")
 MODES = blocks("Groups: which mode do I want")
 REQUESTS = blocks("Request and reply")
-LATER = blocks("Later")
+LATER = blocks("Later, and not too late")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 

@@ -79,3 +79,11 @@ async def test_a_delay_and_an_expected_offset_exclude_each_other(mq: Client, bro
         with pytest.raises(InvalidRequest, match="expected_offset: excludes delay"):
             await call
     assert broker.publishes == []
+
+
+async def test_a_time_to_live_goes_with_every_way_to_publish(mq: Client, broker: FakeBroker) -> None:
+    await mq.publish("orders", "a", ttl=1.5)
+    await mq.publish("orders", "b", ttl=timedelta(minutes=1), expected_offset=1)
+    await mq.publish_many("orders", ["c"], ttl=2, delay=60)
+    await mq.publish_nowait("orders", "d")
+    assert [request.ttl_ms for request in broker.publishes] == [1_500, 60_000, 2_000, 0]
