@@ -395,6 +395,24 @@ def test_what_was_taken_and_could_not_be_released_is_taken_again() -> None:
     assert texts(rig, channel) == ["a", "b"]
 
 
+def test_a_clock_that_is_set_back_makes_nothing_early() -> None:
+    rig = Rig(cache_bytes=0)
+    channel = rig.channel()
+    delayed(rig, channel, 5, "x")
+    due_us, fetch = rig.time.now_us + 5 * SECOND, rig._fetch
+
+    async def sets_it_back(owner: Channel, rows: list[tuple[int, int]]) -> Any:
+        if len(rig.reads) == 0:
+            rig.time.now_us -= 3 * SECOND
+        return await fetch(owner, rows)
+
+    rig.reading._fetch = sets_it_back
+    passes(rig, 6)
+    passes(rig, 60)
+    assert texts(rig, channel) == ["x"]
+    assert rig.journal.frames[-1].decoded.time_us >= due_us
+
+
 def test_a_full_disk_makes_them_late_and_loses_nothing() -> None:
     from ringpost.node.journal.disk import DiskState
 
