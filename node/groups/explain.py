@@ -36,6 +36,7 @@ class Cause(IntEnum):
     LEASED = 8
     PAUSED = 9
     NO_CONSUMERS = 10
+    NOT_DUE = 11
     DELAYED = 12
     PARKED = 13
     MAX_IN_FLIGHT = 14
@@ -62,7 +63,7 @@ class Consumer:
 class Around:
     """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active.
 
-    `expired`: the message's time to live is over.
+    `expired`: the message's time to live is over. `next_due_us`: when the first delayed message is due; 0: none.
     """
 
     now_us: int
@@ -72,6 +73,7 @@ class Around:
     moving: bool = False
     failover: bool = False
     expired: bool = False
+    next_due_us: int = 0
     consumers: Sequence[Consumer] = ()
 
     @property
@@ -114,6 +116,8 @@ def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
     """The same for a message that may live for ever."""
     standing = core.standing(offset)
     if around.place not in {Place.STORED, Place.UNREADABLE}:
+        if around.place is Place.NOT_PUBLISHED and around.next_due_us:
+            return Explanation((Cause.NO_MESSAGE, Cause.NOT_DUE), until_us=around.next_due_us)
         return Explanation((Cause.NO_MESSAGE,))
     if around.moving:
         return Explanation((Cause.MOVING,))

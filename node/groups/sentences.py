@@ -67,6 +67,9 @@ def _clause(cause: Cause, case: _Case) -> str:
             return f"{what} in delivery {found.attempt} to {_named(found.consumer)}; that is on its way to the log"
         case Cause.LEASED:
             return _leased(case)
+        case Cause.NOT_DUE:
+            due = show_clock(found.until_us)
+            return f"may become one of the channel's delayed messages, the first of which is due at {due}"
         case Cause.DELAYED:
             return f"waits until {show_clock(found.until_us)} because delivery {found.attempt} failed{case.why}"
         case Cause.PARKED:
