@@ -1,5 +1,6 @@
 """Copies that moved away are deleted: exactly those with a tombstone, for good, and their disk space comes back."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -215,3 +216,19 @@ async def test_a_directory_that_was_rolled_back_stays_so_until_nobody_counts_on_
         await old.stop()
         await old.start()
         assert not old.member.coordination.view.nodes["n3"].lost_shards
+
+
+async def test_what_becomes_durable_after_a_node_has_left_sets_nothing_going_there(tmp_path: Path) -> None:
+    async with Cluster(tmp_path) as cluster:
+        node, going = cluster.nodes["n2"], []
+
+        async def work() -> None:
+            going.append(node.name)
+
+        node.member.replicator.spawn(work())
+        await cluster.until(lambda: going == ["n2"], "while it takes part, it goes")
+        await node.stop()
+        node.member.replicator.spawn(work())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert going == ["n2"]
