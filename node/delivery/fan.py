@@ -21,6 +21,7 @@ from ringpost.node.delivery.flow import Flow, PatternFlow, SettleReply
 from ringpost.node.delivery.loans import Loans
 from ringpost.node.errors import Exhausted, RingpostError, Unavailable
 from ringpost.node.groups.changes import Outcome
+from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.common_pb2 import OffsetRange, Start
 from ringpost.v1.subscribe_pb2 import Gap, Opened, OpenSubscription, Settle, SubscribeResponse
 
@@ -136,8 +137,11 @@ class Fan(PatternFlow):
         self._resume.clear()
         self._timer.cancel()
         self._flush_marks()
-        opened = Opened(subscription_id=self.number, ack_deadline_ms=self._deadline_ms, owner=self.session.hub.node)
+        opened = Opened(subscription_id=self.number, ack_deadline_ms=self._deadline(), owner=self.session.hub.node)
         self._say(SubscribeResponse(opened=opened).SerializeToString())
+
+    def _deadline(self) -> int:
+        return (self._deadline_ms or GroupSettings().ack_deadline_ms) if self.command.group else 0
 
     def _too_late(self) -> None:
         missing, pending = self._catalog.missing(self.pattern), len(self._pending or ())
