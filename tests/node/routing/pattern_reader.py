@@ -18,6 +18,7 @@ from ringpost.v1.subscribe_pb2 import (
     SubscribeResponse,
 )
 from tests.integration.broker import Client, batch_of
+from tests.node.routing.access_rig import bearer
 
 EARLIEST = Start(earliest=True)
 MANY = 1 << 40
@@ -26,8 +27,8 @@ MANY = 1 << 40
 class PatternReader:
     """`got` has the texts of each channel in the order in which they came; `order` the channel of each message."""
 
-    def __init__(self, client: Client, pattern: str, *, credit: int = MANY, **fields: Any) -> None:
-        self.stream = client.subscribe(120)
+    def __init__(self, client: Client, pattern: str, *, credit: int = MANY, token: str = "", **fields: Any) -> None:
+        self.stream = client.subscriber.Subscribe(timeout=120, metadata=bearer(token) if token else None)
         self.got: dict[str, list[int]] = {}
         self.attempts: dict[str, list[int]] = {}
         self.places: dict[str, int] = {}

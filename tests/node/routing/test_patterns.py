@@ -9,8 +9,10 @@ import pytest_asyncio
 from ringpost.v1.channel_pb2 import AddChannelRequest, DeleteChannelRequest, PurgeChannelRequest
 from ringpost.v1.common_pb2 import GroupMode, Start
 from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig, ListGroupsRequest
+from ringpost.v1.publish_pb2 import PublishRequest
 from ringpost.v1.subscribe_pb2 import ChannelOffset, Nack, Outcome
-from tests.integration.broker import gathered
+from tests.integration.broker import batch_of, gathered
+from tests.node.routing.access_rig import bearer, principal, rigged
 from tests.node.routing.cluster import Nodes, running
 from tests.node.routing.pattern_reader import EARLIEST, PatternReader, fill
 
@@ -341,3 +343,35 @@ async def test_nothing_is_watched_once_nobody_reads_a_pattern(nodes: Nodes) -> N
         while any(server.storage.store.name_watches for server in nodes.servers.values()):
             await asyncio.sleep(0.01)
     assert all(not server.hub.subscriptions for server in nodes.servers.values())
+
+
+# -- access -----------------------------------------------------------------------------------------------------------
+
+
+async def test_only_channels_that_the_client_may_consume_come_and_a_change_of_that_counts_at_once(
+    tmp_path: Path,
+) -> None:
+    async with rigged(tmp_path) as rig:
+        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.c1"))
+        await rig.renew()
+        client = rig.nodes.clients["n2"]
+        for channel in CHANNELS:
+            request = PublishRequest(channel=channel, batch=batch_of(b"0 "))
+            await client.publisher.Publish(request, metadata=bearer("writer"))
+        reader = PatternReader(client, "orders.*", token="narrow", start=EARLIEST)
+        await reader.open()
+        await reader.take(1)
+        assert set(reader.places) == {"orders.c1"}
+        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.*"))
+        await rig.renew()
+        for server in rig.nodes.servers.values():
+            server.hub.check_access()
+        await reader.take(len(CHANNELS) - 1)
+        assert set(reader.got) == set(CHANNELS)
+        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.c2"))
+        await rig.renew()
+        for server in rig.nodes.servers.values():
+            server.hub.check_access()
+        await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
+        assert "orders.c2" not in reader.gone
+        assert reader.closed is None
