@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
 
 OPEN_S = 5.0  # that an opening may take
+LOAN_S = 3.0  # that a leader may take to use a loan
+WINDOW_BYTES = 4 << 20
 RETRY_S_MIN, RETRY_S_MAX = 0.05, 2.0
 OFFSET_MAX = (1 << 64) - 1
 _GONE = frozenset({"CHANNEL_NOT_FOUND", "CHANNEL_DELETED"})
@@ -52,7 +54,7 @@ class Fan(PatternFlow):
         self.closed = False
         self._resume = {place.channel: place.offset for place in command.resume}
         self._members: dict[str, FanMember] = {}
-        self._loans: Loans[int] = Loans(credit)
+        self._loans: Loans[int] = Loans(credit, WINDOW_BYTES)
         self._out: deque[bytes] = deque()
         self._marks: list[tuple[str, int]] = []
         self._pending: set[str] | None = set()
@@ -62,6 +64,7 @@ class Fan(PatternFlow):
         self._inner = FanSession(session.hub, session.caller, self)
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(OPEN_S, self._too_late)
+        self._reminder: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """To be called once the session knows it."""
@@ -277,6 +280,7 @@ class Fan(PatternFlow):
 
     def _say(self, message: bytes) -> None:
         self._out.append(message)
+        self._loans.held_bytes += len(message)
         self._ready()
 
     def _ready(self) -> None:
@@ -300,7 +304,9 @@ class Fan(PatternFlow):
     def collect(self, bytes_max: int, now_us: int) -> bytes | None:
         while not self.closed:
             if self._out:
-                return self._out.popleft()
+                message = self._out.popleft()
+                self._loans.held_bytes -= len(message)
+                return message
             if self._pending is not None:
                 return None
             if self._marks:
@@ -310,9 +316,11 @@ class Fan(PatternFlow):
         return None
 
     def _lend(self, bytes_max: int, now_us: int) -> bool:
-        loan = self._loans.lend()
+        loan = self._loans.lend(self._loop.time())
         if loan is None:
             return False
+        if self._reminder is None:
+            self._reminder = self._loop.call_later(LOAN_S, self._remind)
         number, messages, size = loan
         flow, member = self._inner.subscriptions[number], self._inner.members[number]
         credit = flow.credit
@@ -323,6 +331,18 @@ class Fan(PatternFlow):
         else:
             flow.advanced()
         return True
+
+    def _remind(self) -> None:
+        """A node that does not answer may not keep the others' credit: its channels are opened again."""
+        self._reminder = None
+        if self.closed or not self._loans.any_lent:
+            return
+        self._reminder = self._loop.call_later(LOAN_S, self._remind)
+        for number in self._loans.overdue(self._loop.time() - LOAN_S):
+            flow = self._inner.subscriptions[number]
+            if not isinstance(flow, Borrowing):
+                error = Unavailable("the leader does not answer", retry_after_ms=50)
+                self._inner.close_subscription(flow, error)
 
     def _take(self, flow: Borrowing, bytes_max: int, now_us: int) -> None:
         message = flow.take(bytes_max, now_us)
@@ -349,6 +369,8 @@ class Fan(PatternFlow):
     def close(self) -> None:
         self.closed = True
         self._timer.cancel()
+        if self._reminder is not None:
+            self._reminder.cancel()
         self._catalog.unread(self.pattern, self)
         self._inner.close()
         self._out.clear()

@@ -1,29 +1,37 @@
 """One credit lent to many. Pure.
 
-Who has something waits for a turn. A turn is a loan of what is left, shared by all that wait, but not less than is
-worth a delivery; so a busy channel never keeps the others waiting for more than one delivery each, and quiet ones cost
-nothing. Invariant: what is lent and not settled is in `lent_messages` and `lent_bytes`.
+Who has something waits for a turn. A turn is a loan of about as much as one delivery takes, or of what is left; so a
+busy channel keeps the others waiting for one delivery each at most, and quiet ones cost nothing. Invariants: what is
+lent is within the credit, in messages and bytes; and with what has come and not left it is within the window, in bytes,
+so that a client that does not read costs no more than that.
 """
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ringpost.node.delivery.credit import CreditWindow
 
 TURN_MESSAGES = 1_000
-TURN_BYTES = 256 << 10
+TURN_BYTES = 1 << 20
 _Name = TypeVar("_Name")
 
 
-class Loans(Generic[_Name]):
-    """The lender's book."""
+class _Loan(NamedTuple):
+    messages: int
+    size: int
+    since: float
 
-    def __init__(self, credit: CreditWindow) -> None:
+
+class Loans(Generic[_Name]):
+    """The lender's book. `held_bytes`: what has come and not left, as its user says."""
+
+    def __init__(self, credit: CreditWindow, window_bytes: int) -> None:
         self.credit = credit
-        self.lent_messages = self.lent_bytes = 0
+        self.window_bytes = window_bytes
+        self.lent_messages = self.lent_bytes = self.held_bytes = 0
         self._waiting: deque[_Name] = deque()
         self._waits: set[_Name] = set()
-        self._lent: dict[_Name, tuple[int, int]] = {}
+        self._lent: dict[_Name, _Loan] = {}
 
     def want(self, name: _Name) -> None:
         """It has something; one that waits, or has a loan already, is noted once."""
@@ -36,38 +44,47 @@ class Loans(Generic[_Name]):
         return name in self._lent
 
     @property
+    def any_lent(self) -> bool:
+        """Whether there are loans."""
+        return bool(self._lent)
+
+    def overdue(self, before: float) -> list[_Name]:
+        """Whose loans were given before that time, the oldest first."""
+        return [name for name, loan in self._lent.items() if loan.since < before]
+
+    @property
+    def _left(self) -> tuple[int, int]:
+        size = min(self.credit.bytes, self.window_bytes - self.held_bytes) - self.lent_bytes
+        return self.credit.messages - self.lent_messages, size
+
+    @property
     def due(self) -> bool:
         """Whether `lend` would lend."""
-        credit = self.credit
-        return bool(self._waits) and credit.messages > self.lent_messages and credit.bytes > self.lent_bytes
+        return bool(self._waits) and min(self._left) > 0
 
-    def lend(self) -> tuple[_Name, int, int] | None:
+    def lend(self, now: float) -> tuple[_Name, int, int] | None:
         """Who is next, and the messages and bytes that it may have; None: nobody waits, or nothing is left."""
         while self.due:
-            name, waiting = self._waiting.popleft(), len(self._waits)
+            name = self._waiting.popleft()
             if name not in self._waits:
                 continue  # it has left
             self._waits.remove(name)
-            messages = _share(self.credit.messages - self.lent_messages, waiting, TURN_MESSAGES)
-            size = _share(self.credit.bytes - self.lent_bytes, waiting, TURN_BYTES)
-            self._lent[name] = messages, size
-            self.lent_messages += messages
-            self.lent_bytes += size
-            return name, messages, size
+            messages, size = self._left
+            loan = _Loan(min(messages, TURN_MESSAGES), min(size, TURN_BYTES), now)
+            self._lent[name] = loan
+            self.lent_messages += loan.messages
+            self.lent_bytes += loan.size
+            return name, loan.messages, loan.size
         return None
 
     def settle(self, name: _Name, messages: int, size: int) -> None:
         """The loan ends; so much of it was used. Without a loan nothing happens."""
         lent = self._lent.pop(name, None)
         if lent is not None:
-            self.lent_messages -= lent[0]
-            self.lent_bytes -= lent[1]
+            self.lent_messages -= lent.messages
+            self.lent_bytes -= lent.size
             self.credit.sent(messages, size)
 
     def forget(self, name: _Name) -> None:
         """It is no more; its loan must have been settled."""
         self._waits.discard(name)
-
-
-def _share(left: int, waiting: int, least: int) -> int:
-    return min(left, max(left // waiting, least))

@@ -53,7 +53,8 @@ class SubscriptionRelay(Relay, Placer, LinkOwner):
     def make(self, session: Session, command: OpenSubscription, credit: CreditWindow, *, told: bool) -> Relayed:
         kind = RelayedMember if command.pattern else Relayed
         relayed = kind(self, session, command, credit, told=told)
-        self._relayed.add(relayed)
+        if not command.pattern:  # which holds no window of its own
+            self._relayed.add(relayed)
         return relayed
 
     @property

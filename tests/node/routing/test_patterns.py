@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
+from ringpost.node.delivery.fan import Fan
 from ringpost.v1.channel_pb2 import AddChannelRequest, DeleteChannelRequest, PurgeChannelRequest
 from ringpost.v1.common_pb2 import GroupMode, Start
 from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig, ListGroupsRequest
@@ -332,6 +334,46 @@ async def test_while_a_node_is_away_the_others_channels_flow_and_its_own_go_on_w
     await reader.take(5 * len(away))
     assert reader.got == {key: list(range(10)) for key in CHANNELS}
     assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
+
+
+async def test_a_client_that_does_not_read_costs_a_window(nodes: Nodes) -> None:
+    for channel in CHANNELS:
+        await fill(nodes.clients["n2"], channel, 0, 40, size=100_000)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    await reader.open()
+    await asyncio.sleep(0.5)
+    (fan,) = (
+        flow
+        for session in nodes.servers["n1"].hub.sessions
+        for flow in session.subscriptions.values()
+        if flow.number == 1 and isinstance(flow, Fan)
+    )
+    assert fan._loans.held_bytes <= (4 << 20) + 2 * 1_000_000
+    assert fan.credit.sent_bytes < 20 << 20, "most of it has not left the leaders"
+    await reader.take(40 * len(CHANNELS))
+    assert reader.got == {channel: list(range(40)) for channel in CHANNELS}
+
+
+async def test_a_leader_that_does_not_answer_keeps_nobody_s_credit(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringpost.node.delivery.fan.LOAN_S", 0.2)
+    away = [channel for channel in CHANNELS if owners(nodes, [channel]) == {"n3"}]
+    here = [channel for channel in CHANNELS if channel not in away]
+    for channel in CHANNELS:
+        await fill(nodes.clients["n1"], channel, 0, 10)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST, credit=0)
+    await reader.open()
+    with pytest.MonkeyPatch.context() as frozen:
+        frozen.setattr(nodes.servers["n3"].hub, "queue_bytes", lambda: 0)
+        await reader.grant(10)
+        await reader.until(lambda it: sum(map(len, it.got.values())) == 10)
+        await reader.grant(10 * len(here))
+        await reader.until(lambda it: all(len(it.got.get(channel, ())) == 10 for channel in here))
+    nodes.servers["n3"].hub.made_room()
+    await reader.grant(10_000)
+    await reader.take(10 * len(away))
+    assert reader.got == {channel: list(range(10)) for channel in CHANNELS}
 
 
 async def test_nothing_is_watched_once_nobody_reads_a_pattern(nodes: Nodes) -> None:
