@@ -60,10 +60,12 @@ def _expression(token: str) -> str:
 class ChannelPattern:
     """One good pattern of channels to subscribe to: inboxes match only where its first token says so literally."""
 
-    __slots__ = ("_match", "_skips_inboxes", "text")
+    __slots__ = ("_match", "_skips_inboxes", "prefix", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
+        # What all that match begin with.
+        self.prefix = re.split(r"[*>]", text, maxsplit=1)[0]
         self._match = Patterns((text,)).match
         self._skips_inboxes = text.split(".", 1)[0] in (ONE, REST)
 

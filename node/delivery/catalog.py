@@ -90,6 +90,11 @@ class Catalog:
         known = self._known.get(pattern)
         return known is not None and (shard_of(name, len(self._store.shards)), name) in known.matches
 
+    def complete(self, pattern: str) -> bool:
+        """Whether something has been heard of every shard."""
+        known = self._known.get(pattern)
+        return known is not None and known.matches.complete(len(self._store.shards))
+
     def missing(self, pattern: str) -> list[int]:
         """Shards of which nothing has been heard yet."""
         known = self._known.get(pattern)

@@ -80,7 +80,7 @@ class Fan(PatternFlow):
         for name in joined:
             if not self.closed:
                 self._join(name)
-        if not self.closed and not self._listed and not self._catalog.missing(self.pattern):
+        if not self.closed and not self._listed and self._catalog.complete(self.pattern):
             self._listed = True
             self._check_opened()
 

@@ -25,6 +25,10 @@ class Matches:
         shard, name = place
         return shard in self._shards and name in self._shards[shard][1]
 
+    def complete(self, shard_count: int) -> bool:
+        """Whether all shards have been heard of."""
+        return len(self._shards) == shard_count
+
     def missing(self, shard_count: int) -> list[int]:
         """Shards that nobody has said anything of yet."""
         return [shard for shard in range(shard_count) if shard not in self._shards]

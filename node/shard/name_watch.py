@@ -86,15 +86,17 @@ class NameWatch:
         return self._told[pattern].get(shard) == self._store.shards[shard].epoch
 
     def _names(self, pattern: ChannelPattern, shard: int) -> Iterator[str]:
-        match = pattern.match
+        match, prefix = pattern.match, pattern.prefix
         for channel in self._store.shards[shard].channels.values():
-            if match(channel.name) and self._store.get(channel.name) is channel:
+            if channel.name.startswith(prefix) and match(channel.name) and self._store.get(channel.name) is channel:
                 yield channel.name
 
     def changed(self, channel: Channel, *, removed: bool) -> None:
         """A channel was made or deleted."""
         shard = channel.shard
         for text, pattern in tuple(self.patterns.items()):
+            if not channel.name.startswith(pattern.prefix):
+                continue
             listed = text in self._told and self._is_told(text, shard.number) and self._store.leads(shard.number)
             if listed and pattern.match(channel.name):
                 self._tell(Change(text, shard.number, shard.epoch, channel.name, removed))

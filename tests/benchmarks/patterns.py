@@ -124,11 +124,25 @@ async def without_match(node: BrokerProcess, channels: int) -> dict[str, float]:
     return found
 
 
+async def made_meanwhile(node: BrokerProcess, channels: int) -> float:
+    """CPU µs to make a channel while ten patterns stand that do not match."""
+    assert node.pid is not None
+    async with Client(node.address) as client:
+        stream = await opened(client, *(opening(number, pattern=f"orders{number}.*") for number in range(1, 11)))
+        span = Span(node.pid)
+        await make_all(node.address, channels, 1)
+        made = round(span.stop().cpu_us(channels), 1)
+        stream.cancel()
+    return made
+
+
 async def run(options: argparse.Namespace) -> None:
     found: dict[str, Any] = {"machine": machine()}
     with scratch() as folder:
         with BrokerProcess(data_dir=folder / "many") as node:
             found[f"without a match, {options.channels} channels"] = await without_match(node, options.channels)
+        with BrokerProcess(data_dir=folder / "watched") as node:
+            found["µs to make a channel beside 10 patterns"] = await made_meanwhile(node, options.channels)
         with BrokerProcess(data_dir=folder / "one") as node:
             assert node.pid is not None
             for batch in options.batch:

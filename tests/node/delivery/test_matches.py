@@ -76,6 +76,7 @@ class Told(RuleBasedStateMachine):
     def teardown(self) -> None:
         while talking := [leader for leader in self.leaders if leader.words]:
             self._hear(talking[-1])
+        assert self.matches.complete(SHARDS)
         assert self.matches.missing(SHARDS) == []
         assert self.reader == {(leader.shard, name) for leader in self.newest for name in leader.names}
 
@@ -92,3 +93,4 @@ def test_a_change_of_a_shard_that_was_not_listed_in_that_leadership_counts_for_n
     assert matches.listed(0, 1, []) == ([], [])
     assert list(matches) == ["a"]
     assert matches.missing(3) == [1, 2]
+    assert not matches.complete(3)
