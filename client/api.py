@@ -20,6 +20,7 @@ from ringpost.client.errors import AlreadyExists, Closed, RingpostError
 from ringpost.client.message import MAX_NACK_DELAY_MS, Message
 from ringpost.client.modes import mode_value
 from ringpost.client.options import Options
+from ringpost.client.places import is_pattern
 from ringpost.client.pool import Handler, HandlerPool
 from ringpost.client.publisher import Publisher
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt, durability_value
@@ -277,6 +278,11 @@ class Client:
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
         `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
+
+        `channel` may be a pattern: "orders.*" is any one token there, "orders.>" any number of them, at the end. Then
+        all channels that match are read, also those that are made later, these from their beginning; each in its order,
+        `message.channel` says which. A group is one of that name on each of them. `start` is no offset then, and there
+        is no `on_gap`.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
         made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
@@ -415,6 +421,8 @@ class Client:
             check_name("group", group)
         elif mode is not None:
             raise refused("mode", "says something only with a group")
+        if on_gap is not None and is_pattern(channel):
+            raise refused("on_gap", "does not go with a pattern: it is told offsets of one channel")
         text_bytes("consumer", consumer)
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
@@ -425,7 +433,7 @@ class Client:
             group=group or "",
             mode=mode_value(mode),
             consumer=consumer,
-            start=None if group else start_of(start),
+            start=None if group and not is_pattern(channel) else start_of(start),
             window_messages=window_messages,
             window_bytes=window_bytes,
             heartbeat_interval_ms=round(heartbeat_interval * 1000),
@@ -438,7 +446,7 @@ class Client:
 
     def _group_maker(self, channel: str, group: str | None, mode: str | None, start: Start | None) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""
-        if not group or start is None:
+        if not group or start is None or is_pattern(channel):
             return None
         start_of(start)
 
