@@ -11,6 +11,7 @@ from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import Mint
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
@@ -45,7 +46,8 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
-        return Opening(channel, Membership(group, member), group.core.settled_below, group.settings.ack_deadline_ms)
+        source = Membership(group, member, Mint(group, member) if command.lease_tokens else None)
+        return Opening(channel, source, group.core.settled_below, group.settings.ack_deadline_ms)
     try:
         offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
     except OutOfRange:
@@ -96,7 +98,9 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
 
 
 def check_mode_known(command: OpenSubscription) -> None:
-    """Raises InvalidRequest for a mode that is none, or without a group."""
+    """Raises InvalidRequest for a mode that is none, and for what says something only with a group."""
+    if command.lease_tokens and not command.group:
+        raise InvalidRequest.of("open.lease_tokens", "is set without a group; only a group's deliveries are leased")
     if command.mode and not command.group:
         raise InvalidRequest.of("open.mode", "is set without a group; name the group, or leave mode unset")
     if command.mode not in GroupMode.values():

@@ -369,7 +369,7 @@ GROUPS = (
     _invalid(G + "Settle", "no ranges", _settle(ranges=[]), "ranges", "1 to 1000"),
     _invalid(G + "Settle", "many ranges", _settle(ranges=[OffsetRange()] * 1_001), "ranges", "1 to 1000"),
     _invalid(G + "Settle", "backwards", _settle(ranges=[OffsetRange(first=5, last=4)]), "ranges[0]", "above"),
-    _invalid(G + "Settle", "no action", _settle(ack=None), "action", "ack, reject"),
+    _invalid(G + "Settle", "no action", _settle(ack=None), "action", "ack, nack, extend, reject"),
     _invalid(G + "Settle", "a long reason", _settle(reject=Reject(reason="é" * 513)), "reject.reason", "1024 bytes"),
     _invalid(G + "Settle", "no channel", _settle(channel=""), "channel", "1 to 255 bytes"),
     _invalid(G + "Settle", "no group", _settle(group=""), "group", "1 to 127 bytes"),
