@@ -267,6 +267,7 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> Subscription:
         """A subscription to iterate: `async for message in mq.subscription("orders", group="billing")`.
 
@@ -276,10 +277,13 @@ class Client:
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
-        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
+        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again. `lease_tokens`: in a
+        group, messages have a `lease_token`, with which `groups.settle`, `nack` and `extend` settle them on any node.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+        )
         return self._keep(Subscription(made))
 
     async def subscribe(
@@ -298,6 +302,7 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> HandlerPool:
         """Calls `callback(message)` for every message, in a bounded pool; returns when the subscription stands.
 
@@ -310,7 +315,9 @@ class Client:
         whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+        )
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
 
@@ -408,6 +415,7 @@ class Client:
         consumer: str,
         heartbeat_interval: float,
         on_gap: Callable[[int, int], None] | None,
+        lease_tokens: bool = False,
     ) -> Consumer:
         self._publishing()
         check_name("channel", channel)
@@ -415,6 +423,8 @@ class Client:
             check_name("group", group)
         elif mode is not None:
             raise refused("mode", "says something only with a group")
+        elif lease_tokens:
+            raise refused("lease_tokens", "says something only with a group")
         text_bytes("consumer", consumer)
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
@@ -425,6 +435,7 @@ class Client:
             group=group or "",
             mode=mode_value(mode),
             consumer=consumer,
+            lease_tokens=lease_tokens,
             start=None if group else start_of(start),
             window_messages=window_messages,
             window_bytes=window_bytes,

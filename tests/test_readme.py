@@ -20,6 +20,7 @@ def blocks(title: str) -> list[tuple[str, str]]:
 BLOCKS = blocks("The first five minutes")
 MODES = blocks("Groups: which mode do I want")
 REQUESTS = blocks("Request and reply")
+TOKENS = blocks("Settling without the stream")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 
@@ -74,6 +75,11 @@ def test_the_python_program_ends_however_often_it_is_run(ringpost_broker: Any) -
 def test_the_price_is_asked_and_answered(ringpost_broker: Any) -> None:
     for _ in range(2):
         assert run_snippet(ringpost_broker.address, snippet(REQUESTS)) == ["XAU: 42"]
+
+
+def test_deliveries_are_settled_without_their_stream(ringpost_broker: Any) -> None:
+    for _ in range(2):
+        assert run_snippet(ringpost_broker.address, snippet(TOKENS)) == ["0 0 1", "1 1 2", "2 2 1"]
 
 
 def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:
