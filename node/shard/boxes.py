@@ -115,6 +115,7 @@ def change_letters(group: Group, box: Channel | None, change: LetterChange, posi
     flat = change.redriven
     if flat:
         group.era = position
+        group.recent.forget()
     for number, offset in zip(flat[::2], flat[1::2], strict=True):
         inside = box.first_offset <= number < box.end_offset and not gone.contains(number)
         if inside and offset >= group.channel.first_offset:

@@ -12,6 +12,7 @@ from ringpost.node.groups.changes import Ack, Action, Claim, Lease, Outcome, Rej
 from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.keyed import KeyedCore
 from ringpost.node.groups.ranges import RangeSet
+from ringpost.node.groups.recent import Recent, Settler
 from ringpost.node.groups.voids import Voids
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.burial import Burial
@@ -71,6 +72,7 @@ class Group:
         "next_settings",
         "oldest",
         "paused",
+        "recent",
         "removed",
         "scan",
         "seeks",
@@ -98,6 +100,7 @@ class Group:
         self.core = core
         self.paused = False
         self.era = 0
+        self.recent = Recent()
         self.oldest: tuple[int, int] | None = None
         self.created_time_us = created_time_us
         self.members: dict[int, GroupMember] = {}
@@ -189,7 +192,21 @@ class Group:
             self.arm(now)
             reply(verdict.results)
         else:
-            self._store(verdict.change, verdict.results, reply)
+            self._store(verdict.change, verdict.results, self._noted(action, self.members[member].consumer, reply))
+
+    def _noted(self, action: Action, consumer: str | None, reply: SettleReply) -> SettleReply:
+        """A reply that also remembers who has acked or rejected."""
+        if not isinstance(action, Ack | Reject):
+            return reply
+        rejected = isinstance(action, Reject)
+
+        def stored(outcome: Results | RingpostError) -> None:
+            if not isinstance(outcome, RingpostError):
+                settler = Settler(self.channel.shard.log.clock(), consumer, rejected)
+                self.recent.add(settler, [(first, last) for first, last, what in outcome if what == Outcome.DONE])
+            reply(outcome)
+
+        return stored
 
     def settle_any(self, action: Ack | Reject, ranges: list[tuple[int, int]], reply: SettleReply) -> None:
         """Settles whoever holds the messages; `reply` as for `settle`.
@@ -208,7 +225,7 @@ class Group:
         if verdict.change is None:
             reply(verdict.results)
         else:
-            self._store(verdict.change, verdict.results, reply)
+            self._store(verdict.change, verdict.results, self._noted(action, None, reply))
 
     def settle_claims(self, action: Action, claims: list[Claim], unclaimed: Results, reply: SettleReply) -> None:
         """Settles what lease tokens speak of, from whoever has them; `reply` as for `settle`, `unclaimed` behind it.
@@ -225,7 +242,9 @@ class Group:
             self.arm(now)
             reply(results)
         else:
-            self._store(verdict.change, results, reply)
+            members = [self.members.get(claim.consumer) for claim in claims]
+            known = members[0].consumer if len(members) == 1 and members[0] is not None else None
+            self._store(verdict.change, results, self._noted(action, known, reply))
 
     def pass_over(self, first: int, last: int) -> None:
         """Settles messages that are lost, whoever has them."""

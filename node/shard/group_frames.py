@@ -75,6 +75,7 @@ def _sought(error: RingpostError | None, group: Group, box: Channel | None, offs
 def apply_seek(group: Group, box: Channel | None, offset: int, era: int) -> None:
     """A committed seek; `box` keeps the group's dead letters, if it has any; `era` is the position of its frame."""
     group.era = era
+    group.recent.forget()
     group.core.seek(max(offset, group.channel.first_offset))
     if box is not None:
         group.voids.sought(box.end_offset, offset, box.first_offset)
