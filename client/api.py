@@ -268,6 +268,7 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> Subscription:
         """A subscription to iterate: `async for message in mq.subscription("orders", group="billing")`.
 
@@ -277,7 +278,8 @@ class Client:
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
-        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
+        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again. `lease_tokens`: in a
+        group, messages have a `lease_token`, with which `groups.settle`, `nack` and `extend` settle them on any node.
 
         `channel` may be a pattern: "orders.*" is any one token there, "orders.>" any number of them, at the end. Then
         all channels that match are read, also those that are made later, these from their beginning; each in its order,
@@ -285,7 +287,9 @@ class Client:
         is no `on_gap`.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+        )
         return self._keep(Subscription(made))
 
     async def subscribe(
@@ -304,6 +308,7 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> HandlerPool:
         """Calls `callback(message)` for every message, in a bounded pool; returns when the subscription stands.
 
@@ -316,7 +321,9 @@ class Client:
         whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+        )
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
 
@@ -414,6 +421,7 @@ class Client:
         consumer: str,
         heartbeat_interval: float,
         on_gap: Callable[[int, int], None] | None,
+        lease_tokens: bool = False,
     ) -> Consumer:
         self._publishing()
         check_name("channel", channel)
@@ -421,6 +429,8 @@ class Client:
             check_name("group", group)
         elif mode is not None:
             raise refused("mode", "says something only with a group")
+        elif lease_tokens:
+            raise refused("lease_tokens", "says something only with a group")
         if on_gap is not None and is_pattern(channel):
             raise refused("on_gap", "does not go with a pattern: it is told offsets of one channel")
         text_bytes("consumer", consumer)
@@ -433,6 +443,7 @@ class Client:
             group=group or "",
             mode=mode_value(mode),
             consumer=consumer,
+            lease_tokens=lease_tokens,
             start=None if group and not is_pattern(channel) else start_of(start),
             window_messages=window_messages,
             window_bytes=window_bytes,

@@ -1,4 +1,4 @@
-"""`group add|ls|info|set|seek|pause|resume|rm`."""
+"""`group add|ls|info|set|seek|pause|resume|settle|rm`."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import click
 from ringpost.client.api import Client
 from ringpost.client.cli.command import Group, output_option, remote, start_of
 from ringpost.client.cli.group_options import config_json, config_of, config_options, config_rows
+from ringpost.client.cli.group_settle import settle
 from ringpost.client.cli.output import Output, confirm, note
 from ringpost.client.cli.params import place
 from ringpost.client.cli.units import Place, counted, show_bytes, show_seconds, show_time
@@ -133,6 +134,9 @@ async def rm(mq: Client, channel: str, name: str, yes: bool) -> None:
     confirm(f"Remove the group {name} of {channel}, which has {counted(before.pending, 'message')} pending?", yes=yes)
     await mq.groups.delete(channel, name)
     note(f"Removed the group {name} of {channel}.")
+
+
+group.add_command(settle)
 
 
 def show(info: group_pb2.GroupInfo, output: Output) -> None:

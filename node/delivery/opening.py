@@ -12,6 +12,7 @@ from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import Mint
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
@@ -49,7 +50,8 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
-        return Opening(channel, Membership(group, member), group.core.settled_below, group.settings.ack_deadline_ms)
+        source = Membership(group, member, Mint(group, member) if command.lease_tokens else None)
+        return Opening(channel, source, group.core.settled_below, group.settings.ack_deadline_ms)
     try:
         offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
     except OutOfRange:

@@ -18,7 +18,11 @@ _PLAIN = {
 def sentence(core: GroupCore, offset: int, around: Around, found: Explanation) -> str:
     """What `explain` found, with everything that holds."""
     told = ", and ".join(_clause(cause, _Case(core, offset, around, found)) for cause in found.causes)
-    if around.failover and around.active and found.causes[0] not in {Cause.NO_MESSAGE, Cause.SETTLED}:
+    if (
+        around.failover
+        and around.active
+        and found.causes[0] not in {Cause.NO_MESSAGE, Cause.DEAD_LETTER, Cause.SETTLED}
+    ):
         told += f"; the active consumer is {_named(around.active[0].name)}"
     return f"It {told}."
 
@@ -59,6 +63,8 @@ def _clause(cause: Cause, case: _Case) -> str:
     match cause:
         case Cause.NO_MESSAGE:
             return _no_message(around.place)
+        case Cause.DEAD_LETTER:
+            return _dead_letter(case)
         case Cause.SETTLED:
             return _settled(case)
         case Cause.SETTLING:
@@ -95,7 +101,25 @@ def _no_message(place: Place) -> str:
             return "is not published yet"
 
 
+def _dead_letter(case: _Case) -> str:
+    letter = case.around.letter
+    assert letter is not None, "it is one"
+    how = f"given up after delivery {letter.attempts}" if letter.attempts else "rejected by somebody without its lease"
+    reason = f" ({letter.reason})" if letter.reason else ""
+    return f"is dead letter {letter.number} since {_clock(letter.time_us)}: {how}{reason}; a redrive brings it back"
+
+
 def _settled(case: _Case) -> str:
+    settler, unseen = case.around.settler, ""
+    if settler is not None:
+        by = "somebody without a stream" if settler.consumer is None else _named(settler.consumer)
+        return f"is settled: {'rejected' if settler.rejected else 'acked'} by {by} at {_clock(settler.time_us)}"
+    if case.around.letters_unseen:
+        unseen = "; there are dead letters that were not looked at, and it may be one of them"
+    return _settled_somehow(case) + unseen
+
+
+def _settled_somehow(case: _Case) -> str:
     below, rejected = case.core.settled_below, case.core.rejected
     how = f"acked, or rejected or given up as {rejected:,} were" if rejected else "acked"
     if case.offset >= below:

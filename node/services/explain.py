@@ -5,6 +5,7 @@ from itertools import islice
 from ringpost.node.errors import DataLoss
 from ringpost.node.groups.explain import Around, Consumer, Explanation, Place, explain
 from ringpost.node.groups.sentences import place_sentence, sentence
+from ringpost.node.services.letter_search import LetterSearch
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import Reading
@@ -28,12 +29,14 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
             store.find_group(channel, group)
         answer = api.ExplainMessageResponse(channel=name, offset=offset)
         place = await _look(reading, channel, offset, answer)
+        search = LetterSearch(reading)
+        for one in _groups_of(store, channel, group):
+            await search.look(one, offset)
         # Nothing is awaited from here on: all that is said is of one moment, after the message was read.
         if store.find(name) is channel:
             break
-    shard, groups = channel.shard, channel.groups or {}
-    names = [group] if group else islice(sorted(groups), GROUPS_MAX)
-    found = [store.find_group(channel, one) for one in names]
+    shard = channel.shard
+    found = _groups_of(store, channel, group)
     answer.MergeFrom(
         api.ExplainMessageResponse(
             state=api.MessageState.ValueType(place),
@@ -44,10 +47,16 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
             in_sync=shard.holders,
             first_offset=channel.first_offset,
             end_offset=channel.end_offset,
-            groups=[_group(one, offset, place) for one in found],
+            groups=[_group(one, offset, place, search) for one in found],
         )
     )
     return answer
+
+
+def _groups_of(store: Store, channel: Channel, only: str) -> list[Group]:
+    """The one of that name, or all, by name. Raises NotFound."""
+    names = [only] if only else islice(sorted(channel.groups or {}), GROUPS_MAX)
+    return [store.find_group(channel, name) for name in names]
 
 
 def place_of(channel: Channel, offset: int) -> Place:
@@ -80,7 +89,7 @@ async def _look(reading: Reading, channel: Channel, offset: int, answer: api.Exp
     return place
 
 
-def _group(group: Group, offset: int, place: Place) -> api.GroupExplanation:
+def _group(group: Group, offset: int, place: Place, search: LetterSearch) -> api.GroupExplanation:
     around = Around(
         group.channel.shard.log.clock(),
         group.settings.max_in_flight,
@@ -92,6 +101,9 @@ def _group(group: Group, offset: int, place: Place) -> api.GroupExplanation:
             Consumer(number, member.consumer, group.is_active(number), member.has_credit)
             for number, member in group.members.items()
         ],
+        letter=search.letter(group),
+        letters_unseen=search.unfinished(group),
+        settler=group.recent.find(offset),
     )
     found = explain(group.core, offset, around)
     answer = _message(found)
@@ -112,6 +124,8 @@ def _message(found: Explanation) -> api.GroupExplanation:
         attempt=found.attempt,
         until_time_us=found.until_us,
         behind_offset=found.before,
+        since_time_us=found.since_us,
+        dead_letter=found.letter,
         failures=[
             FailedDelivery(attempt=failure.attempt, time_us=failure.time_us, reason=failure.reason)
             for failure in found.failures

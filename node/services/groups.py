@@ -11,17 +11,16 @@ from ringpost.cluster.names import group_problem
 from ringpost.node.access.caller import Caller
 from ringpost.node.access.grants import Verb
 from ringpost.node.access.guard import current
-from ringpost.node.delivery.commands import check_ranges, check_reason
 from ringpost.node.delivery.opening import find_or_add, resolve, resolve_start
-from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied, RingpostError
-from ringpost.node.groups.changes import Ack, Reject
+from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied
 from ringpost.node.services.channels import TURN_CHANNELS, decode_token, encode_token, page_size
 from ringpost.node.services.retry_checks import check_retry
+from ringpost.node.services.settling import check_settlement, settled
 from ringpost.node.shard.boxes import box_of
 from ringpost.node.shard.boxes import count as count_letters
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.configure import pause_group, set_group
-from ringpost.node.shard.group import Group, Results
+from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
 from ringpost.node.shard.group_settings import (
     ACK_DEADLINE_MS_MAX,
@@ -37,9 +36,8 @@ from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
 from ringpost.node.status import translated
 from ringpost.v1 import group_pb2 as api
-from ringpost.v1.common_pb2 import GroupMode, OffsetRange
+from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2_grpc import GroupServiceServicer
-from ringpost.v1.subscribe_pb2 import Outcome, SettledRange
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -169,29 +167,8 @@ class Groups(GroupServiceServicer):
 
     @translated
     async def Settle(self, request: api.SettleMessagesRequest, context: Context) -> api.SettleMessagesResponse:
-        check_ranges(request.ranges, "ranges")
-        action = request.WhichOneof("action")
-        if action is None:
-            raise InvalidRequest.of("action", "is not set; allowed are ack, reject")
-        check_reason(request.reject.reason, "reject.reason")
-        group = self._find(request.channel, request.group, "group")
-        done: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
-
-        def reply(outcome: Results | RingpostError) -> None:
-            if done.done():
-                return
-            if isinstance(outcome, RingpostError):
-                done.set_exception(outcome)
-            else:
-                done.set_result(outcome)
-
-        ranges = [(pair.first, pair.last) for pair in request.ranges]
-        group.settle_any(Ack() if action == "ack" else Reject(request.reject.reason), ranges, reply)
-        results = [
-            SettledRange(range=OffsetRange(first=first, last=last), outcome=Outcome.ValueType(outcome))
-            for first, last, outcome in await done
-        ]
-        return api.SettleMessagesResponse(results=results)
+        tokens = check_settlement(request)
+        return await settled(self._find(request.channel, request.group, "group"), request, tokens)
 
     def _find(self, channel: str, name: str, field: str = "name") -> Group:
         found = self._store.find(channel)

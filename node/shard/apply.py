@@ -145,11 +145,11 @@ def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
         core = new_core(settings, max(record.create_at, channel.first_offset))
         channel.add_group(Group(channel, record.name, settings, core, header.time_us, header.position))
     elif change == "seek_to" and group is not None:
-        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to)
+        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to, header.position)
     elif change == "configured" and group is not None:
         group.next_settings = GroupSettings.of(record.config)
         apply_settings(group, group.next_settings)
     elif change == "letters" and group is not None:
-        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters)
+        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters, header.position)
     elif change == "paused" and group is not None:
         group.paused = record.paused

@@ -55,15 +55,16 @@ def seek_group(group: Group, offset: int, done: Done) -> None:
     body = GroupRecord(name=group.name, seek_to=offset).SerializeToString()
     number = group.channel.number
     box = shard.boxes.get((number, group.name))
-    shard.log.append(shard, FrameType.GROUP, body, _sought, group, box, offset, done, time_us=now, channel=number)
+    era = shard.position + 1
+    shard.log.append(shard, FrameType.GROUP, body, _sought, group, box, offset, era, done, time_us=now, channel=number)
     shard.log.burials.fail(group, group_moving(group))
     group.seeks += 1
 
 
-def _sought(error: RingpostError | None, group: Group, box: Channel | None, offset: int, done: Done) -> None:
+def _sought(error: RingpostError | None, group: Group, box: Channel | None, offset: int, era: int, done: Done) -> None:
     group.seeks -= 1
     if error is None:
-        apply_seek(group, box, offset)
+        apply_seek(group, box, offset, era)
         for member in tuple(group.members.values()):
             member.moved(f"group {group.name!r} was moved; open the subscription again")
     if not group.seeks:
@@ -71,8 +72,10 @@ def _sought(error: RingpostError | None, group: Group, box: Channel | None, offs
     done(error)
 
 
-def apply_seek(group: Group, box: Channel | None, offset: int) -> None:
-    """A committed seek; `box` keeps the group's dead letters, if it has any."""
+def apply_seek(group: Group, box: Channel | None, offset: int, era: int) -> None:
+    """A committed seek; `box` keeps the group's dead letters, if it has any; `era` is the position of its frame."""
+    group.era = era
+    group.recent.forget()
     group.core.seek(max(offset, group.channel.first_offset))
     if box is not None:
         group.voids.sought(box.end_offset, offset, box.first_offset)

@@ -692,13 +692,16 @@ class SettleMessagesRequest(_message.Message):
     RANGES_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
+    NACK_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
+    LEASE_TOKENS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required."""
     group: _builtins.str
     """Required."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OffsetRange]:
-        """1 to 1,000 ranges."""
+        """1 to 1,000 ranges; with `lease_tokens` 0 to 1,000."""
 
     @_builtins.property
     def ack(self) -> _subscribe_pb2.Ack:
@@ -708,6 +711,18 @@ class SettleMessagesRequest(_message.Message):
     def reject(self) -> _subscribe_pb2.Reject:
         """Will never be done: settled, counted as rejected, kept as a dead letter with its reason."""
 
+    @_builtins.property
+    def nack(self) -> _subscribe_pb2.Nack:
+        """Not done; again after a delay, to any member, with attempt + 1. Needs `lease_tokens`."""
+
+    @_builtins.property
+    def extend(self) -> _subscribe_pb2.Extend:
+        """Still working: the lease ends after this time from now. Needs `lease_tokens`."""
+
+    @_builtins.property
+    def lease_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """0 to 1,000 of DeliveredBatch.lease_token."""
+
     def __init__(
         self,
         *,
@@ -716,12 +731,15 @@ class SettleMessagesRequest(_message.Message):
         ranges: _abc.Iterable[_common_pb2.OffsetRange] | None = ...,
         ack: _subscribe_pb2.Ack | None = ...,
         reject: _subscribe_pb2.Reject | None = ...,
+        nack: _subscribe_pb2.Nack | None = ...,
+        extend: _subscribe_pb2.Extend | None = ...,
+        lease_tokens: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "reject", b"reject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "extend", b"extend", "nack", b"nack", "reject", b"reject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "group", b"group", "ranges", b"ranges", "reject", b"reject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "extend", b"extend", "group", b"group", "lease_tokens", b"lease_tokens", "nack", b"nack", "ranges", b"ranges", "reject", b"reject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "reject"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "reject", "nack", "extend"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
@@ -734,7 +752,7 @@ class SettleMessagesResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_subscribe_pb2.SettledRange]:
-        """One entry for each run of messages with the same outcome, ascending: DONE, ALREADY, or UNKNOWN beyond the end."""
+        """One entry for each run of messages with the same outcome, ascending; with tokens in their order, ascending in each."""
 
     def __init__(
         self,

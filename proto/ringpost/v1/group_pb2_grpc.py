@@ -149,9 +149,23 @@ class GroupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Settle(self, request, context):
-        """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
-        died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+        """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
+        changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
 
+        Without `lease_tokens`: acks or rejects what of `ranges` is not settled yet, whoever holds or held its lease. With
+        them it speaks of the deliveries that had these tokens (DeliveredBatch.lease_token), of all their messages or of
+        those in `ranges`, and all four verbs are allowed:
+
+        DONE     the lease stood: it is settled, given back, or extended. Also an ack or reject whose lease had ended
+        without a failure (its stream ended, the owner changed, the node restarted), while nobody else has the
+        message and it has not been brought back by a seek or from the dead letters
+        EXPIRED  that delivery has ended by its deadline or a nack, or somebody else has the message now; a nack or extend
+        also whenever the lease has ended otherwise. Nothing was changed: the message is delivered again
+        ALREADY  settled before
+        UNKNOWN  beyond the channel's end, or in `ranges` and in no token
+
+        INVALID_ARGUMENT    a token that is none, or of another channel or group (one of the same name that was deleted
+        included); nack or extend without tokens
         NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
         UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
         RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
