@@ -64,6 +64,7 @@ class DeliveryCounters:
     bytes: int = 0
     deliveries: int = 0
     redeliveries: int = 0
+    expired: int = 0
     settled: dict[str, int] = field(default_factory=dict)
 
 

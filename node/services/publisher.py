@@ -18,6 +18,7 @@ from ringpost.node.errors import Exhausted, InvalidRequest, Precondition, Ringpo
 from ringpost.node.routing.lane import Answer, Lane, Reply
 from ringpost.node.routing.lanes import Lanes
 from ringpost.node.services.publish_session import ForwardedSession, PublishLimits, PublishSession
+from ringpost.node.services.publish_time import check_ttl, due_us
 from ringpost.node.services.refusals import ABOUT_THE_LOG, SureRefusals
 from ringpost.node.services.stream import RawContext, StreamGate, serve
 from ringpost.node.shard import batch as batches
@@ -269,6 +270,12 @@ class Publisher:
         if known is None and expected:
             store.check_addable(name)
             check_expected(expected, 0)
+        due = 0
+        ttl_ms = check_ttl(request.ttl_ms)
+        if request.deliver_time_us or request.delay_ms:
+            due = due_us(request, store.log.clock())
+            if due:
+                store.check_schedules()
         channel = store.find_or_add(name)
         publish = Publish(
             batch,
@@ -279,6 +286,8 @@ class Publisher:
             request.producer_epoch,
             request.first_sequence,
             expected,
+            due,
+            ttl_ms,
         )
         appended = self._append(channel, publish, request, reply)
         counters = self.counters
@@ -301,7 +310,7 @@ class Publisher:
         except Exception as error:
             span.end(error)
             raise
-        if appended:
+        if appended and not publish.due_us:
             shard = channel.shard
             self.tracing.stored(span, channel.name, offset, publish.count, shard.number, shard.position)
         return appended
@@ -320,6 +329,7 @@ class Publisher:
             append_time_us=stored.time_us,
             owner=self.node,
             epoch=stored.epoch,
+            scheduled_time_us=stored.scheduled_us,
         )
 
     def check_access(self) -> None:

@@ -715,8 +715,8 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):
-    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, or damage took them
-    and the operator told the node to go on without.
+    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, their time to live is
+    over, or damage took them and the operator told the node to go on without.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
