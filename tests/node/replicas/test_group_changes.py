@@ -8,6 +8,7 @@ from ringpost.node.groups.changes import Ack
 from ringpost.node.shard.group_frames import delete_group
 from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.leadership import stop_leading
+from ringpost.node.shard.shard import apply_trim
 from tests.node.replicas.rig import Cluster
 from tests.node.replicas.test_group_modes import joined, settled, taken
 
@@ -30,3 +31,19 @@ async def test_a_group_whose_deletion_may_yet_be_lost_is_kept_with_its_acks(tmp_
         groups = shard.channels[group.channel.number].groups or {}
         assert set(groups) == {"g"}
         assert groups["g"].core.settled_below == 2, "what was confirmed stays so"
+
+
+async def test_a_trim_counts_for_a_group_whose_deletion_may_yet_be_lost(tmp_path: Path) -> None:
+    async with Cluster(tmp_path) as cluster:
+        leader = cluster.leader_of("orders")
+        assert leader is not None
+        await leader.publish("orders", "one", "two", "three")
+        group = await make_group(leader.storage.store.find("orders"), "g", GroupSettings(), 0)
+        shard = group.channel.shard
+        delete_group(group, lambda error: None)
+
+        apply_trim(group.channel, 2)  # which was appended before, and has committed
+        stop_leading(leader.storage.store, shard, "another")
+
+        groups = shard.channels[group.channel.number].groups or {}
+        assert groups["g"].core.settled_below == 2, "what is gone is settled"
