@@ -90,8 +90,7 @@ GROUP_MUTATIONS = (
                 Gravedigger,
                 "_stored",
                 "_end(group, parts, outcome if",
-                "group.settle_any(Reject(), [(at, at) for at in offsets], lambda outcome: None)\n"
-                "    _end(group, parts, outcome if",
+                "[group.pass_over(at, at) for at in offsets]\n    _end(group, parts, outcome if",
             ),
         ),
     ),

@@ -6,9 +6,11 @@ node has for that: `ReplicatedLog` (what is appended waits, what is committed is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from crc32c import crc32c
 
@@ -41,8 +43,24 @@ from tests.simulation.kernel import Violation
 if TYPE_CHECKING:
     from tests.simulation.replica import Hosted
     from tests.simulation.seats import Seat
+    from tests.simulation.world import World
 
 CHANNEL = "orders"
+
+
+@contextmanager
+def node_code(world: World) -> Iterator[None]:
+    """Chance is the world's; what the node would log as a fault of its own is one here."""
+
+    def incident(event: str, *, exception: BaseException | None = None, **facts: object) -> None:
+        raise Violation(f"V7: {event}: {exception!r} {facts}") from exception
+
+    with (
+        patch("ringpost.node.shard.group.random", world.group_rng.random),
+        patch("ringpost.node.log.error", incident),
+        patch("ringpost.node.log.warning"),
+    ):
+        yield
 
 
 class Timer:

@@ -49,6 +49,7 @@ def _rewritten(owner: type | ModuleType, method: str, cuts: list[Cut]) -> Any:
     for cut in cuts:
         assert source.count(cut.old) == 1, f"{owner.__name__}.{method} has not exactly one {cut.old!r}"
         source = source.replace(cut.old, cut.new)
+    source = source.replace("super()", f"super({owner.__name__}, self)")
     scope: dict[str, Any] = {}
     exec(compile(source, inspect.getfile(function), "exec"), function.__globals__, scope)
     return scope[method]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 from ringpost.cluster.view import Leader, Replica, ShardRecord
 from tests.simulation.clients import Publisher, Reader
@@ -17,6 +17,7 @@ from tests.simulation.etcd import Etcd
 from tests.simulation.faults import Faults
 from tests.simulation.group_oracle import GroupOracle
 from tests.simulation.kernel import Kernel, Violation
+from tests.simulation.machine import node_code
 from tests.simulation.net import Network
 from tests.simulation.oracle import Oracle, brief
 from tests.simulation.plan import SECOND, Plan
@@ -176,7 +177,7 @@ class World:
         """Until all is well again, or something is wrong."""
         failure = ""
         try:
-            with patch("ringpost.node.shard.group.random", self.group_rng.random):
+            with node_code(self) if self.plan.groups is not None else nullcontext():
                 self._run()
         except Violation as violation:
             failure = str(violation)
