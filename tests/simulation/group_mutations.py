@@ -42,7 +42,7 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "leases of an old leader still settle",
-        1,
+        3,
         "handovers",
         (
             Cut(Group, "retire", "self.removed = True", "self.removed = False"),
@@ -51,8 +51,8 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "a leader that is not sure gives groups messages",
-        1,
-        "",
+        30,
+        "network",
         (Cut(Seat, "may_deliver", "self.machine.hosted.core.may_deliver(now_us)", "True"),),
     ),
     Mutation(
@@ -75,7 +75,7 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "a group's snapshot knows no seeks",
-        1,
+        3,
         "",
         (Cut(snapshot, "_group", "seeks=flatten(group.voids.seeks),", ""),),
     ),
@@ -96,7 +96,7 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "the letter of a message that was settled meanwhile counts",
-        1,
+        8,
         "",
         (
             Cut(boxes, "bury", "group.letters_gone.add(number, number)", "pass"),
@@ -114,7 +114,7 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "a letter that a seek made void brings its message back",
-        1,
+        4,
         "",
         (
             Cut(apply, "change_letters", "not group.voids.void(number, offset)", "True"),
@@ -123,13 +123,13 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "a leader that is replaced keeps what is not committed",
-        1,
+        3,
         "",
         (Cut(machine, "stop_leading", "_back_to_committed(shard, replicated)", "pass"),),
     ),
     Mutation(
         "a deletion that was lost is forgotten by halves",
-        1,
+        4,
         "",
         (Cut(group_frames, "_deleted", "if error is None:", "if True:"),),
     ),
@@ -141,13 +141,13 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "one attempt more than there may be",
-        1,
+        3,
         "",
         (Cut(RetryPolicy, "exhausted", "0 < self.max_attempts <= attempt", "0 < self.max_attempts < attempt"),),
     ),
     Mutation(
         "an extended lease ends when it would have ended before",
-        1,
+        6,
         "",
         (
             Cut(
@@ -175,7 +175,7 @@ GROUP_MUTATIONS = (
     ),
     Mutation(
         "what comes back is not put in front of its key",
-        1,
+        8,
         "",
         (Cut(KeyedCore, "reopen", "self._reopened.add(offset, offset)", "pass"),),
     ),

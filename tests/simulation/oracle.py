@@ -1,8 +1,7 @@
 """What must be true, checked where it could become false (the invariants V1 to V12 of ARCHITECTURE.md).
 
-Of V7 only this is here: no leader gives a group messages after a later one has. That confirmed acknowledgements never
-come back is not: groups live above the log, as a deterministic machine that applies what is committed; their own model
-tests show it.
+Of V7 only this is here: no leader gives a group messages after a later one has. The rest is in `group_oracle` and
+`group_truth`, for worlds that have groups.
 """
 
 from __future__ import annotations
