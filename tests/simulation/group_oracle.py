@@ -122,7 +122,7 @@ class GroupOracle:
 
     def _known(self, model: GroupModel, first: int, last: int) -> None:
         for offset in range(first, last + 1):
-            if offset not in model.settled and all(one != offset for _, one in model.events):
+            if offset not in model.settled_at:
                 raise Violation(f"V7: {model.name} says that {offset} is settled already, and it never was")
 
     def _confirm(self, claim: Claim, action: Action, offset: int, model: GroupModel, asked: int) -> None:
@@ -133,7 +133,7 @@ class GroupOracle:
         truth.counts["confirmed"] += 1
         if offset in model.settled:
             model.confirmed.add(offset)
-        elif not any(at > asked and one == offset for at, one in model.events):
+        elif model.settled_at.get(offset, 0) <= asked:
             raise Violation(f"V7: {model.name} confirms that {offset} is settled, which is not committed")
 
     def counts(self) -> Counter[str]:

@@ -56,12 +56,12 @@ class GroupModel:
         self.letters: dict[int, int] = {}  # by number: the offset, of what is in the box
         self.void: set[int] = set()
         self.back: set[int] = set()  # offsets that came back from the dead letters
-        self.events: list[tuple[int, int]] = []  # (position, offset) of whatever was settled
+        self.settled_at: dict[int, int] = dict.fromkeys(range(start), 0)  # by offset: the last position that did it
         self.confirmed: set[int] = set()  # offsets whose settlement somebody was told of
 
     def settle(self, position: int, offset: int) -> bool:
         """Whether it was not settled before."""
-        self.events.append((position, offset))
+        self.settled_at[offset] = position
         self.failed.pop(offset, None)
         new = offset not in self.settled
         self.settled.add(offset)
@@ -93,9 +93,10 @@ class GroupModel:
         self.back.add(offset)
         return True
 
-    def seek(self, to: int, first: int) -> None:
+    def seek(self, position: int, to: int, first: int) -> None:
         """All below is settled, nothing from here on; `first` is the oldest message that there is."""
         self.settled = set(range(max(to, first)))
+        self.settled_at.update(dict.fromkeys(self.settled, position))
         self.failed.clear()
         self.back.clear()
         self.confirmed = {offset for offset in self.confirmed if offset in self.settled}
@@ -202,7 +203,7 @@ class GroupTruth:
         elif change == "deleted":
             del self.groups[record.name]
         elif change == "seek_to":
-            group.seek(record.seek_to, self.first)
+            group.seek(self.position, record.seek_to, self.first)
             self.counts["seeks"] += 1
         elif change == "configured":
             group.config = record.config
