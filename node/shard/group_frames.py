@@ -97,7 +97,8 @@ def delete_group(group: Group, done: Done) -> None:
 
 
 def _deleted(error: RingpostError | None, group: Group, box: Channel | None, done: Done) -> None:
-    group.channel.shard.leaving_groups.discard(group)
-    if error is None and box is not None:
-        apply_delete(box)
+    if error is None:  # or else the group may stay: whoever goes back to what is committed must still find it
+        group.channel.shard.leaving_groups.discard(group)
+        if box is not None:
+            apply_delete(box)
     done(error)
