@@ -1,4 +1,4 @@
-"""A pattern is read, and worked off by a group, while nodes are killed and channels appear."""
+"""A pattern is read, and worked off by a group, while nodes are killed and frozen and channels appear."""
 
 import asyncio
 from collections import defaultdict
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.system
 
 CHANNELS = 60
 WAIT_S = 90.0
+FREEZE_S = 5.0
 
 
 class Flood:
@@ -57,7 +58,7 @@ class Books:
                 await asyncio.sleep(0.05)
 
 
-async def test_nodes_are_killed_and_every_channel_is_read_whole_and_in_order(own_cluster: LocalCluster) -> None:
+async def test_nodes_die_and_freeze_and_every_channel_is_read_whole_and_in_order(own_cluster: LocalCluster) -> None:
     cluster = own_cluster
     addresses = [cluster.address(name) for name in cluster.nodes]
     async with connect(addresses) as publishing, connect(addresses) as reading, connect(addresses) as working:
@@ -73,6 +74,12 @@ async def test_nodes_are_killed_and_every_channel_is_read_whole_and_in_order(own
             await books.progress()
             await asyncio.to_thread(cluster.restart, victim)
             await cluster.whole()
+        frozen = await cluster.leader_of("orders.c0")
+        cluster.freeze(frozen)
+        await asyncio.sleep(FREEZE_S)
+        await books.progress()
+        cluster.thaw(frozen)
+        await cluster.whole()
         flood.stop.set()
         await tasks[0]
         await books.progress()
@@ -86,4 +93,4 @@ async def test_nodes_are_killed_and_every_channel_is_read_whole_and_in_order(own
             assert group.settled_below == end, "every ack that was confirmed stays"
     assert len(flood.published) == CHANNELS
     assert cluster.faults() == []
-    print(f"{sum(flood.published.values())} messages on {CHANNELS} channels, three nodes killed")
+    print(f"{sum(flood.published.values())} messages on {CHANNELS} channels, three nodes killed, one frozen")
