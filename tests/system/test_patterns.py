@@ -1,6 +1,7 @@
 """A pattern is read, and worked off by a group, while nodes are killed and frozen and channels appear."""
 
 import asyncio
+import time
 from collections import defaultdict
 
 import pytest
@@ -53,9 +54,15 @@ class Books:
     async def progress(self) -> None:
         """All that is published now has been read and worked off."""
         goal = dict(self._flood.published)
-        async with asyncio.timeout(WAIT_S):
-            while any(len(self.read[name]) < end or len(self.worked[name]) < end for name, end in goal.items()):
-                await asyncio.sleep(0.05)
+        end_s = time.monotonic() + WAIT_S
+        while missing := self._missing(goal):
+            assert time.monotonic() < end_s, missing
+            await asyncio.sleep(0.05)
+
+    def _missing(self, goal: dict[str, int]) -> dict[str, tuple[int, int, int]]:
+        """By channel: how many are published, read and worked off."""
+        counts = {name: (end, len(self.read[name]), len(self.worked[name])) for name, end in goal.items()}
+        return {name: (end, *have) for name, (end, *have) in counts.items() if min(have) < end}
 
 
 async def test_nodes_die_and_freeze_and_every_channel_is_read_whole_and_in_order(own_cluster: LocalCluster) -> None:
