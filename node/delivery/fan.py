@@ -28,7 +28,7 @@ from ringpost.v1.subscribe_pb2 import Gap, Opened, OpenSubscription, Settle, Sub
 if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
 
-OPEN_S = 5.0  # that an opening may take
+OPEN_S = 5.0  # that an opening may stand still
 LOAN_S = 3.0  # that a leader may take to use a loan
 WINDOW_BYTES = 4 << 20
 RETRY_S_MIN, RETRY_S_MAX = 0.05, 2.0
@@ -64,6 +64,7 @@ class Fan(PatternFlow):
         self._inner = FanSession(session.hub, session.caller, self)
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(OPEN_S, self._too_late)
+        self._progress = self._loop.time()
         self._reminder: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -77,6 +78,7 @@ class Fan(PatternFlow):
     def matched(self, joined: list[str], left: list[str]) -> None:
         for name in left:
             self._leave(name)
+        self._progress = self._loop.time()
         for name in joined:
             if not self.closed:
                 self._join(name)
@@ -130,6 +132,7 @@ class Fan(PatternFlow):
 
     def _came(self, member: FanMember) -> None:
         """It need not be waited for any more."""
+        self._progress = self._loop.time()
         if self._pending is not None:
             self._pending.discard(member.name)
             self._check_opened()
@@ -148,6 +151,10 @@ class Fan(PatternFlow):
         return (self._deadline_ms or GroupSettings().ack_deadline_ms) if self.command.group else 0
 
     def _too_late(self) -> None:
+        """Time has passed; it may be that many channels open."""
+        if (left := self._progress + OPEN_S - self._loop.time()) > 0:
+            self._timer = self._loop.call_later(left, self._too_late)
+            return
         missing, pending = self._catalog.missing(self.pattern), len(self._pending or ())
         what = f"shards {missing[:10]} have not said what they have" if missing else f"{pending} channels do not open"
         message = f"open.pattern: {what}, for {OPEN_S:.0f} s; open the subscription again"

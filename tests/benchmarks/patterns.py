@@ -19,11 +19,12 @@ from ringpost.client.testing.broker import BrokerProcess
 from ringpost.v1.publish_pb2 import PublishRequest, PublishStreamRequest
 from ringpost.v1.subscribe_pb2 import Credit, OpenSubscription, SubscribeRequest
 from tests.benchmarks.measure import Span, machine, payload, report, scratch
-from tests.benchmarks.scale_channels import idle, make_all
+from tests.benchmarks.scale_channels import idle, make_all, rss
 from tests.integration.broker import Client, batch_of
 from tests.system.local import LocalCluster
 
 CHANNELS = 100
+MATCHED = 10_000
 WITHOUT_LIMIT = Credit(messages=1 << 40, bytes=1 << 40)
 
 
@@ -124,6 +125,19 @@ async def without_match(node: BrokerProcess, channels: int) -> dict[str, float]:
     return found
 
 
+async def many_match(node: BrokerProcess) -> dict[str, float]:
+    """The opening of a pattern with as many channels as it may have."""
+    assert node.pid is not None
+    await make_all(node.address, MATCHED, 1)
+    async with Client(node.address) as client:
+        before, span = rss(node), Span(node.pid)
+        stream = await opened(client, opening(1, pattern="fleet.>"))
+        seconds = span.stop().seconds
+        memory = (rss(node) - before) / MATCHED
+        stream.cancel()
+    return {"seconds until it stands": round(seconds, 2), "bytes of memory a channel": round(memory)}
+
+
 async def made_meanwhile(node: BrokerProcess, channels: int) -> float:
     """CPU µs to make a channel while ten patterns stand that do not match."""
     assert node.pid is not None
@@ -141,6 +155,8 @@ async def run(options: argparse.Namespace) -> None:
     with scratch() as folder:
         with BrokerProcess(data_dir=folder / "many") as node:
             found[f"without a match, {options.channels} channels"] = await without_match(node, options.channels)
+        with BrokerProcess(data_dir=folder / "wide") as node:
+            found[f"with {MATCHED} matches"] = await many_match(node)
         with BrokerProcess(data_dir=folder / "watched") as node:
             found["µs to make a channel beside 10 patterns"] = await made_meanwhile(node, options.channels)
         with BrokerProcess(data_dir=folder / "one") as node:

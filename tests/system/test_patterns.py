@@ -1,6 +1,7 @@
-"""A pattern is read, and worked off by a group, while nodes are killed and channels appear."""
+"""A pattern is read, and worked off by a group, while nodes are killed and frozen and channels appear."""
 
 import asyncio
+import time
 from collections import defaultdict
 
 import pytest
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.system
 
 CHANNELS = 60
 WAIT_S = 90.0
+FREEZE_S = 5.0
 
 
 class Flood:
@@ -52,12 +54,18 @@ class Books:
     async def progress(self) -> None:
         """All that is published now has been read and worked off."""
         goal = dict(self._flood.published)
-        async with asyncio.timeout(WAIT_S):
-            while any(len(self.read[name]) < end or len(self.worked[name]) < end for name, end in goal.items()):
-                await asyncio.sleep(0.05)
+        end_s = time.monotonic() + WAIT_S
+        while missing := self._missing(goal):
+            assert time.monotonic() < end_s, missing
+            await asyncio.sleep(0.05)
+
+    def _missing(self, goal: dict[str, int]) -> dict[str, tuple[int, int, int]]:
+        """By channel: how many are published, read and worked off."""
+        counts = {name: (end, len(self.read[name]), len(self.worked[name])) for name, end in goal.items()}
+        return {name: (end, *have) for name, (end, *have) in counts.items() if min(have) < end}
 
 
-async def test_nodes_are_killed_and_every_channel_is_read_whole_and_in_order(own_cluster: LocalCluster) -> None:
+async def test_nodes_die_and_freeze_and_every_channel_is_read_whole_and_in_order(own_cluster: LocalCluster) -> None:
     cluster = own_cluster
     addresses = [cluster.address(name) for name in cluster.nodes]
     async with connect(addresses) as publishing, connect(addresses) as reading, connect(addresses) as working:
@@ -73,6 +81,12 @@ async def test_nodes_are_killed_and_every_channel_is_read_whole_and_in_order(own
             await books.progress()
             await asyncio.to_thread(cluster.restart, victim)
             await cluster.whole()
+        frozen = await cluster.leader_of("orders.c0")
+        cluster.freeze(frozen)
+        await asyncio.sleep(FREEZE_S)
+        await books.progress()
+        cluster.thaw(frozen)
+        await cluster.whole()
         flood.stop.set()
         await tasks[0]
         await books.progress()
@@ -86,4 +100,4 @@ async def test_nodes_are_killed_and_every_channel_is_read_whole_and_in_order(own
             assert group.settled_below == end, "every ack that was confirmed stays"
     assert len(flood.published) == CHANNELS
     assert cluster.faults() == []
-    print(f"{sum(flood.published.values())} messages on {CHANNELS} channels, three nodes killed")
+    print(f"{sum(flood.published.values())} messages on {CHANNELS} channels, three nodes killed, one frozen")

@@ -41,7 +41,7 @@ def test_one_that_left_is_passed_over_and_comes_again_as_a_newcomer() -> None:
     assert [loan[0] for loan in iter(lambda: loans.lend(0.0), None)] in (["b"], ["a"])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_the_credit_is_never_passed_and_everybody_gets_a_turn(data: st.DataObject) -> None:
     credit, window = CreditWindow(), data.draw(st.integers(1, 2 << 20))

@@ -336,6 +336,7 @@ async def test_while_a_node_is_away_the_others_channels_flow_and_its_own_go_on_w
     assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
 
 
+@pytest.mark.long
 async def test_a_client_that_does_not_read_costs_a_window(nodes: Nodes) -> None:
     for channel in CHANNELS:
         await fill(nodes.clients["n2"], channel, 0, 40, size=100_000)
@@ -354,6 +355,7 @@ async def test_a_client_that_does_not_read_costs_a_window(nodes: Nodes) -> None:
     assert reader.got == {channel: list(range(40)) for channel in CHANNELS}
 
 
+@pytest.mark.long
 async def test_a_leader_that_does_not_answer_keeps_nobody_s_credit(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
