@@ -65,7 +65,7 @@ class Releaser:
 
     def _go_on(self, schedule: Schedule, wait_us: int) -> None:
         if not schedule.current or not _led(schedule):
-            return  # who takes the shard up begins anew
+            return  # damaged, or left: who takes the shard up begins anew
         if wait_us:
             self._log.schedules.arm_at(schedule, self._log.clock() + wait_us)
             return
@@ -166,5 +166,5 @@ def _may_append(schedule: Schedule) -> bool:
 
 
 def _led(schedule: Schedule) -> bool:
-    replicated = schedule.shard.replicated
-    return replicated is None or replicated.leading
+    shard = schedule.shard
+    return not shard.quarantined and (shard.replicated is None or shard.replicated.leading)

@@ -43,7 +43,8 @@ class Stored(NamedTuple):
 class Publish(NamedTuple):
     """A checked batch. `producer` 0: not idempotent. `expected_offset` None: append it wherever it falls.
 
-    `due_us` 0: now. `ttl_ms` 0: it is given out for ever.
+    `due_us`: when, `delay_us`: how long after the append; both 0, or a time that has passed: now. `ttl_ms` 0: it is
+    given out for ever.
     """
 
     batch: bytes
@@ -55,6 +56,7 @@ class Publish(NamedTuple):
     first_sequence: int = 0
     expected_offset: int | None = None
     due_us: int = 0
+    delay_us: int = 0
     ttl_ms: int = 0
 
 
@@ -176,6 +178,8 @@ class Shard:
                 return False
         if publish.expected_offset is not None:
             check_expected(publish.expected_offset, channel.next_offset)
+        if publish.delay_us:
+            publish = publish._replace(due_us=now + publish.delay_us)
         if publish.due_us > now:
             stored = Stored(channel.name, 0, publish.count, publish.durability, now, self.epoch, False)
             schedule_batch(self, channel, publish, stored._replace(scheduled_us=publish.due_us), reply, ids)

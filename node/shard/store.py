@@ -256,7 +256,7 @@ class Store:
         """Raises Exhausted when the node holds all the delayed batches that it may."""
         if self.log.schedules.entries >= self.limits.max_scheduled_batches:
             raise Exhausted(
-                f"delay: this node holds its {self.limits.max_scheduled_batches} delayed batches "
+                f"delay_ms: this node holds its {self.limits.max_scheduled_batches} delayed batches "
                 "(max_scheduled_batches); publish more messages of one time in a batch, or wait until some were due",
                 reason="SCHEDULE_LIMIT",
                 retry_after_ms=SCHEDULE_RETRY_MS,

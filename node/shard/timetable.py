@@ -288,10 +288,11 @@ class Timetable:
         """All entries: number, time, address, length and count, little endian, one column behind the other."""
         columns = [array(code) for code in _COLUMNS]
         for page in self._pages:
-            kept = page.rows()
+            whole = page.live == len(page.numbers)
+            kept = () if whole else page.rows()
             sources = (page.numbers, page.dues, page.addresses, page.lengths, page.counts)
             for column, source in zip(columns, sources, strict=True):
-                column.extend(source if len(kept) == len(source) else array(source.typecode, [source[r] for r in kept]))
+                column.extend(source if whole else array(source.typecode, [source[row] for row in kept]))
         return b"".join(_little_endian(column).tobytes() for column in columns)
 
     @classmethod

@@ -100,7 +100,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.integers(0, 1 << 50), max_size=100))
