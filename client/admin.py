@@ -158,11 +158,14 @@ class Groups(Settling):
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SetGroup, request)
         return answer.group
 
-    async def seek(self, channel: str, name: str, to: Start) -> group_pb2.GroupInfo:
-        """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`."""
+    async def seek(self, channel: str, name: str, to: Start, *, consumer: str = "") -> group_pb2.GroupInfo:
+        """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`.
+
+        In mode "broadcast" it moves this `consumer`; without one, where new consumers begin.
+        """
         check_name("channel", channel)
         check_name("name", name)
-        request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to))
+        request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to), consumer=consumer)
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SeekGroup, request)
         return answer.group
 
@@ -188,6 +191,13 @@ class Groups(Settling):
         check_name("name", name)
         request = group_pb2.DeleteGroupRequest(channel=channel, name=name)
         await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).DeleteGroup, request)
+
+    async def delete_consumer(self, channel: str, name: str, consumer: str) -> None:
+        """Removes a consumer of a group in mode "broadcast", with its place. Raises `NotFound`, `Precondition`."""
+        for field, value in (("channel", channel), ("name", name), ("consumer", consumer)):
+            check_name(field, value)
+        request = group_pb2.DeleteConsumerRequest(channel=channel, group=name, consumer=consumer)
+        await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).DeleteConsumer, request)
 
 
 class Messages:

@@ -293,9 +293,10 @@ class Client:
     ) -> Subscription:
         """A subscription to iterate: `async for message in mq.subscription("orders", group="billing")`.
 
-        `mode`: how the group shares its messages, "shared", "key_ordered", "exclusive" or "failover": it is made so by
-        first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive group that has
-        its consumer already a newcomer raises `Exhausted`.
+        `mode`: how the group shares messages, "shared", "key_ordered", "exclusive", "failover" or "broadcast": it is
+        made so by first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive
+        group that has its consumer already a newcomer raises `Exhausted`. In a broadcast group `consumer` is needed: it
+        gets every message, and its place is kept by that name.
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
@@ -455,6 +456,8 @@ class Client:
         if on_gap is not None and is_pattern(channel):
             raise refused("on_gap", "does not go with a pattern: it is told offsets of one channel")
         text_bytes("consumer", consumer)
+        if mode == "broadcast" and not consumer:
+            raise refused("consumer", 'is needed in mode "broadcast": it says whose place it is')
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
         if not 1 <= heartbeat_interval <= 300:

@@ -27,14 +27,17 @@ class Settling:
         *ranges: tuple[int, int],
         reject: str | None = None,
         tokens: Iterable[bytes] = (),
+        consumer: str = "",
     ) -> Settled:
         """Acks or rejects (first, last) ranges whoever holds them; with `tokens` what these deliveries had.
 
         `tokens` are `message.lease_token`s; ranges then name a part of them. At most 1,000 of each. For work that was
         finished when its stream ended, so that its message's own `ack` came too late. Sending it again changes nothing.
+        `consumer`: whose ranges, in mode "broadcast".
         Raises `NotFound`, and `InvalidRequest` for a token of something else.
         """
         request = _request(channel, name, ranges, tokens)
+        request.consumer = consumer
         if reject is None:
             request.ack.SetInParent()
         else:

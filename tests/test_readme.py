@@ -94,11 +94,13 @@ def test_delayed_messages_come_in_their_order(ringpost_broker: Any) -> None:
 
 
 def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:
-    key_ordered, failover = (text for _, text in MODES)
+    key_ordered, failover, broadcast = (text for _, text in MODES)
     for _ in range(2):
         printed = run_snippet(ringpost_broker.address, key_ordered)
         assert printed == ["Bob 0", "Bob 1", "Bob 2", "Ann 0", "Ann 1", "Ann 2"]
     assert run_snippet(ringpost_broker.address, failover) == ["[('worker-1', True)]"]
+    for _ in range(2):
+        assert run_snippet(ringpost_broker.address, broadcast) == ["[('cache-1', 0), ('cache-2', 0)]"]
 
 
 def test_the_commands_work_in_their_order(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def _check(group: str, no_ack: bool, mode: str | None, lease_tokens: bool, **_: 
 @click.option(
     "--mode", type=click.Choice(list(MODES)), help="With --group: the mode that it must have, or is made with."
 )
+@click.option("--consumer", default="", help="A name for this member; needed where the group is in mode broadcast.")
 @click.option("--from", "begin", type=place, help="Where to begin (10m: so long ago).")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--text", is_flag=True, help="Payloads only, one a line.")
@@ -53,6 +54,7 @@ async def sub(
     channel: str,
     group: str,
     mode: str | None,
+    consumer: str,
     begin: Place | None,
     count: int | None,
     text: bool,
@@ -75,7 +77,13 @@ async def sub(
     # Asking for no more than is wanted leaves the rest to the other members of the group.
     prefetch = count and min(count, 1_000)
     with _outages_told():
-        how: dict[str, Any] = {"mode": mode, "start": start, "prefetch": prefetch, "lease_tokens": lease_tokens}
+        how: dict[str, Any] = {
+            "mode": mode,
+            "consumer": consumer,
+            "start": start,
+            "prefetch": prefetch,
+            "lease_tokens": lease_tokens,
+        }
         async with mq.subscription(channel, group=group, **how) as subscription:
             async for batch in subscription.batches():
                 messages = batch.messages[:left]

@@ -9,6 +9,7 @@ from ringpost.node.groups.sentences import place_sentence, sentence, show_clock
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.services.letter_search import LetterSearch
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.consumers import cursors_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
@@ -58,9 +59,12 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
 
 
 def _groups_of(store: Store, channel: Channel, only: str) -> list[Group]:
-    """The one of that name, or all, by name. Raises NotFound."""
-    names = [only] if only else islice(sorted(channel.groups or {}), GROUPS_MAX)
-    return [store.find_group(channel, name) for name in names]
+    """The one of that name, or all, by name; of a broadcast group its consumers. Raises NotFound."""
+    if not only:
+        groups = (group for _, group in sorted((channel.groups or {}).items()))
+        return list(islice((group for group in groups if not cursors_of(group)), GROUPS_MAX))
+    found = store.find_group(channel, only)
+    return cursors_of(found)[:GROUPS_MAX] or [found]
 
 
 def place_of(channel: Channel, offset: int) -> Place:

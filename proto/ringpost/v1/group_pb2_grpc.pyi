@@ -59,6 +59,10 @@ class GroupServiceStub:
     """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+    DeleteConsumer: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteConsumerRequest, _group_pb2.DeleteConsumerResponse]
+    """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+    comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+    """
     Settle: _grpc.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]
     """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
     changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
@@ -113,6 +117,10 @@ class GroupServiceAsyncStub(GroupServiceStub):
     """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+    DeleteConsumer: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteConsumerRequest, _group_pb2.DeleteConsumerResponse]  # type: ignore[assignment]
+    """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+    comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+    """
     Settle: _aio.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]  # type: ignore[assignment]
     """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
     changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
@@ -212,6 +220,16 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_group_pb2.DeleteGroupResponse, _abc.Awaitable[_group_pb2.DeleteGroupResponse]]:
         """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+
+    @_abc_1.abstractmethod
+    def DeleteConsumer(
+        self,
+        request: _group_pb2.DeleteConsumerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_pb2.DeleteConsumerResponse, _abc.Awaitable[_group_pb2.DeleteConsumerResponse]]:
+        """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+        comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+        """
 
     @_abc_1.abstractmethod
     def Settle(

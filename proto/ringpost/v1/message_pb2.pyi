@@ -277,7 +277,7 @@ class GroupExplanation(_message.Message):
     SINCE_TIME_US_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     group: _builtins.str
-    """Its name."""
+    """Its name; of a BROADCAST group that has consumers GROUP/CONSUMER, an entry for each. Such a name may be asked for, too."""
     mode: _common_pb2.GroupMode.ValueType
     """Its mode."""
     cause: Global___Cause.ValueType

@@ -118,7 +118,7 @@ class OpenSubscription(_message.Message):
     until it is settled or the ack deadline passes.
     """
     consumer: _builtins.str
-    """Name of this member, for people and metrics. Optional."""
+    """Name of this member, for people and metrics. Optional; in mode BROADCAST required: whose place it is."""
     heartbeat_interval_ms: _builtins.int
     """Longest silence before a heartbeat, 1,000 to 300,000; 0: the server's default of 10,000. The least of
     a stream's subscriptions counts.

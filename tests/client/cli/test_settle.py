@@ -94,3 +94,44 @@ def test_what_makes_no_sense_is_said_before_anything_is_done(cli: Cli) -> None:
         assert says in ran.err
     refused = cli("sub", "tok.wrong", "--lease-tokens")
     assert (refused.code, "--lease-tokens says something only with --group." in refused.err) == (2, True)
+
+
+def test_a_broadcast_group_keeps_a_place_for_each_consumer(cli: Cli) -> None:
+    made = cli("group", "add", "tok.cast", "g", "--mode", "broadcast", "--max-consumers", "5", "-o", "json")
+    config = made.json["config"]
+    assert (config["mode"], config["max_consumers"], config["consumer_expiry_ms"]) == ("broadcast", 5, 604_800_000)
+    assert config["dead_letters"] is False
+    cli("pub", "tok.cast", "n{n}", "--count", "4")
+    sub = ("sub", "tok.cast", "--group", "g", "--text")
+    assert cli(*sub, "--consumer", "ann", "--count", "3").out.split() == ["n1", "n2", "n3"]
+    assert cli(*sub, "--consumer", "bob", "--count", "1").out.split() == ["n1"]
+    assert cli(*sub, "--consumer", "ann", "--count", "1").out.split() == ["n4"]
+    nameless = cli(*sub, "--count", "1")
+    assert nameless.code == 2
+    assert "open.consumer: is empty" in nameless.err
+    info = cli("group", "info", "tok.cast", "g", "-o", "json").json
+    assert [(one["consumer"], one["pending"]) for one in info["consumers"]] == [("ann", 0), ("bob", 3)]
+    assert "bob: 3 pending, settled below 1, away" in cli("group", "info", "tok.cast", "g").out
+    cli("group", "seek", "tok.cast", "g", "2", "--consumer", "bob", "--yes")
+    assert cli(*sub, "--consumer", "bob", "--count", "1").out.split() == ["n3"]
+    assert cli("group", "rm", "tok.cast", "g", "--consumer", "bob", "--yes").code == 0
+    assert [one["consumer"] for one in cli("group", "info", "tok.cast", "g", "-o", "json").json["consumers"]] == ["ann"]
+
+
+async def test_the_python_client_names_its_place(ringpost_session_broker: Any) -> None:
+    async with connect(ringpost_session_broker.address) as mq, asyncio.timeout(30):
+        await mq.publish_many("tok.cast.py", ["a", "b"])
+        for name in ("ann", "bob"):
+            async with mq.subscription("tok.cast.py", group="g", mode="broadcast", consumer=name) as subscription:
+                message = await anext(aiter(subscription))
+                await message.ack()
+        results = await mq.groups.settle("tok.cast.py", "g", (1, 1), consumer="ann")
+        assert outcomes(results) == [(1, 1, OUTCOME_DONE)]
+        found = (await mq.groups.get("tok.cast.py", "g")).consumers
+        assert [(one.consumer, one.settled_below) for one in found] == [("ann", 2), ("bob", 1)]
+        await mq.groups.seek("tok.cast.py", "g", 0, consumer="ann")
+        await mq.groups.delete_consumer("tok.cast.py", "g", "bob")
+        found = (await mq.groups.get("tok.cast.py", "g")).consumers
+        assert [(one.consumer, one.settled_below) for one in found] == [("ann", 0)]
+        with pytest.raises(InvalidRequest, match="consumer: is needed"):
+            mq.subscription("tok.cast.py", group="g", mode="broadcast")
