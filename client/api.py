@@ -20,6 +20,7 @@ from ringpost.client.errors import AlreadyExists, Closed, RingpostError
 from ringpost.client.message import MAX_NACK_DELAY_MS, Message
 from ringpost.client.modes import mode_value
 from ringpost.client.options import Options
+from ringpost.client.places import is_pattern
 from ringpost.client.pool import Handler, HandlerPool
 from ringpost.client.publisher import Publisher
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt, durability_value
@@ -288,19 +289,29 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> Subscription:
         """A subscription to iterate: `async for message in mq.subscription("orders", group="billing")`.
 
-        `mode`: how the group shares its messages, "shared", "key_ordered", "exclusive" or "failover": it is made so by
-        first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive group that has
-        its consumer already a newcomer raises `Exhausted`.
+        `mode`: how the group shares messages, "shared", "key_ordered", "exclusive", "failover" or "broadcast": it is
+        made so by first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive
+        group that has its consumer already a newcomer raises `Exhausted`. In a broadcast group `consumer` is needed: it
+        gets every message, and its place is kept by that name.
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
-        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
+        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again. `lease_tokens`: in a
+        group, messages have a `lease_token`, with which `groups.settle`, `nack` and `extend` settle them on any node.
+
+        `channel` may be a pattern: "orders.*" is any one token there, "orders.>" any number of them, at the end. Then
+        all channels that match are read, also those that are made later, these from their beginning; each in its order,
+        `message.channel` says which. A group is one of that name on each of them. `start` is no offset then, and there
+        is no `on_gap`.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+        )
         return self._keep(Subscription(made))
 
     async def subscribe(
@@ -319,6 +330,7 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> HandlerPool:
         """Calls `callback(message)` for every message, in a bounded pool; returns when the subscription stands.
 
@@ -331,7 +343,9 @@ class Client:
         whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+        )
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
 
@@ -429,6 +443,7 @@ class Client:
         consumer: str,
         heartbeat_interval: float,
         on_gap: Callable[[int, int], None] | None,
+        lease_tokens: bool = False,
     ) -> Consumer:
         self._publishing()
         check_name("channel", channel)
@@ -436,7 +451,13 @@ class Client:
             check_name("group", group)
         elif mode is not None:
             raise refused("mode", "says something only with a group")
+        elif lease_tokens:
+            raise refused("lease_tokens", "says something only with a group")
+        if on_gap is not None and is_pattern(channel):
+            raise refused("on_gap", "does not go with a pattern: it is told offsets of one channel")
         text_bytes("consumer", consumer)
+        if mode == "broadcast" and not consumer:
+            raise refused("consumer", 'is needed in mode "broadcast": it says whose place it is')
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
         if not 1 <= heartbeat_interval <= 300:
@@ -446,7 +467,8 @@ class Client:
             group=group or "",
             mode=mode_value(mode),
             consumer=consumer,
-            start=None if group else start_of(start),
+            lease_tokens=lease_tokens,
+            start=None if group and not is_pattern(channel) else start_of(start),
             window_messages=window_messages,
             window_bytes=window_bytes,
             heartbeat_interval_ms=round(heartbeat_interval * 1000),
@@ -459,7 +481,7 @@ class Client:
 
     def _group_maker(self, channel: str, group: str | None, mode: str | None, start: Start | None) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""
-        if not group or start is None:
+        if not group or start is None or is_pattern(channel):
             return None
         start_of(start)
 

@@ -20,9 +20,12 @@ from ringpost.node.journal.scrub import ScrubStep, scrub_segment
 from ringpost.node.journal.segment import address_of, offset_of, segment_of
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.commits import Waiting
+from ringpost.node.shard.consumers import IdleConsumers, is_cursor
+from ringpost.node.shard.group_frames import delete_group
 from ringpost.node.shard.lag import learn_ages, served_groups
 from ringpost.node.shard.retention import AgeRetention, IdleInboxes, keep_from_by_size
 from ringpost.node.shard.scheduling import Schedule
+from ringpost.node.shard.shard import ignore
 from ringpost.node.shard.snapshot import pack_shard
 from ringpost.node.storage import Storage
 
@@ -30,6 +33,7 @@ _CHANNELS_PER_TURN = 500
 _REWRITE_BYTES = 1 << 20
 _DISK_INTERVAL_S = 2.0
 _LAG_INTERVAL_S = 10.0
+_CONSUMERS_INTERVAL_S = 30.0
 _CHECKPOINT_RETRY_S = 10.0
 # A frame takes about 20 µs at the next start, so small ones count by their number; there are fewer checkpoints where
 # those are large.
@@ -49,6 +53,7 @@ class Maintenance:
         self._health = health
         self._age = AgeRetention(storage.reading)
         self._inboxes = IdleInboxes()
+        self._consumers = IdleConsumers()
         self._checkpointed_bytes = self._checkpointed_frames = 0
         self._frames_max = _FRAMES_MAX
         self._checkpoint_now = asyncio.Lock()
@@ -69,6 +74,7 @@ class Maintenance:
             self._repeat("scrub", 1.0, self._scrub),
             self._repeat("cool", 1.0, self.cool),
             self._repeat("lag", _LAG_INTERVAL_S, self.learn_lags),
+            self._repeat("consumers", _CONSUMERS_INTERVAL_S, self.expire_consumers),
         ]
         self._last_checkpoint = time.monotonic()
         self._tasks = [asyncio.get_running_loop().create_task(loop) for loop in loops]
@@ -198,6 +204,18 @@ class Maintenance:
                 self._store.delete(channel, _ignore)
         self._age.forget_removed()
         self._inboxes.forget_removed()
+
+    async def expire_consumers(self) -> None:
+        """Removes consumers of broadcast groups that nobody has used for long, with their places."""
+        cursors = [group for group in self._store.groups() if is_cursor(group)]
+        for number, cursor in enumerate(cursors, 1):
+            serving = cursor.channel.shard.serving and not cursor.removed
+            if serving and self._consumers.is_over(cursor, self._store.log.clock()):
+                log.info("group.consumer_expired", channel=cursor.channel.name, group=cursor.name)
+                delete_group(cursor, ignore)
+            if number % _CHANNELS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        self._consumers.forget_removed()
 
     async def learn_lags(self) -> None:
         """Reads how old the oldest messages of the groups are that the metrics name, where that is not known."""

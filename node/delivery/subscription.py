@@ -15,9 +15,12 @@ from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
 from ringpost.node.errors import NotFound, RingpostError, Unavailable
 from ringpost.node.groups.changes import Outcome
+from ringpost.node.groups.ranges import RangeSet
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.index import LOST, Row
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import claim_of, read_token, unclaimed
+from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import read_ahead
 from ringpost.node.status import known
 from ringpost.v1.subscribe_pb2 import Settle
@@ -129,8 +132,20 @@ class Subscription:
             reply(outcome)
 
         ranges = [(pair.first, pair.last) for pair in settle.ranges]
+        if settle.lease_token:
+            self._settle_claim(membership.group, settle, RangeSet(ranges), counted)
+            return
         unsent = membership.unsent if settle.cumulative else ()
         membership.group.settle(membership.member, settle_action(settle), ranges, settle.cumulative, counted, unsent)
+
+    def _settle_claim(self, group: Group, settle: Settle, wanted: RangeSet, reply: SettleReply) -> None:
+        token = read_token(settle.lease_token, "settle.lease_token")
+        try:
+            claim = claim_of(group, token, wanted, "settle.lease_token")
+            left = [(first, last, Outcome.UNKNOWN) for first, last in unclaimed(wanted, [token])]
+            group.settle_claims(settle_action(settle), [claim], left, reply)
+        except RingpostError as error:
+            reply(error)
 
     def _count_settled(self, results: list[tuple[int, int, Outcome]]) -> None:
         counts = self.hub.counters.settled
@@ -229,8 +244,13 @@ class Subscription:
             attempt=wanted.attempt,
             lease_ms=wanted.lease_ms,
             last_reason=wanted.last_reason,
+            lease_token=self._lease_token(wanted, frame.base_offset + high),
         )
         return part, frame.base_offset + high
+
+    def _lease_token(self, wanted: Wanted, last: int) -> bytes:
+        mint = self.source.mint if isinstance(self.source, Membership) else None
+        return b"" if mint is None else mint.token(wanted.first, last, wanted.attempt)
 
     def _cut_to_bytes(self, address: int, frame: CachedFrame, low: int, high: int, bytes_max: int) -> int:
         bounds = self.hub.cutter.of(address, frame.body).bounds

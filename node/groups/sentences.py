@@ -19,7 +19,11 @@ _PLAIN = {
 def sentence(core: GroupCore, offset: int, around: Around, found: Explanation) -> str:
     """What `explain` found, with everything that holds."""
     told = ", and ".join(_clause(cause, _Case(core, offset, around, found)) for cause in found.causes)
-    if around.failover and around.active and found.causes[0] not in {Cause.NO_MESSAGE, Cause.SETTLED}:
+    if (
+        around.failover
+        and around.active
+        and found.causes[0] not in {Cause.NO_MESSAGE, Cause.DEAD_LETTER, Cause.SETTLED}
+    ):
         told += f"; the active consumer is {_named(around.active[0].name)}"
     return f"It {told}."
 
@@ -60,6 +64,8 @@ def _clause(cause: Cause, case: _Case) -> str:
     match cause:
         case Cause.NO_MESSAGE:
             return _no_message(around.place)
+        case Cause.DEAD_LETTER:
+            return _dead_letter(case)
         case Cause.SETTLED:
             return _settled(case)
         case Cause.SETTLING:
@@ -67,11 +73,8 @@ def _clause(cause: Cause, case: _Case) -> str:
             return f"{what} in delivery {found.attempt} to {_named(found.consumer)}; that is on its way to the log"
         case Cause.LEASED:
             return _leased(case)
-        case Cause.NOT_DUE:
-            due = show_clock(found.until_us)
-            return f"may become one of the channel's delayed messages, the first of which is due at {due}"
-        case Cause.DELAYED:
-            return f"waits until {show_clock(found.until_us)} because delivery {found.attempt} failed{case.why}"
+        case Cause.NOT_DUE | Cause.DELAYED:
+            return _until(cause, case)
         case Cause.PARKED:
             return _parked(case)
         case Cause.MAX_IN_FLIGHT:
@@ -87,6 +90,13 @@ def _clause(cause: Cause, case: _Case) -> str:
             return _PLAIN[cause]
 
 
+def _until(cause: Cause, case: _Case) -> str:
+    time = show_clock(case.found.until_us)
+    if cause is Cause.NOT_DUE:
+        return f"may become one of the channel's delayed messages, the first of which is due at {time}"
+    return f"waits until {time} because delivery {case.found.attempt} failed{case.why}"
+
+
 def _no_message(place: Place) -> str:
     match place:
         case Place.REMOVED:
@@ -99,7 +109,25 @@ def _no_message(place: Place) -> str:
             return "is not published yet"
 
 
+def _dead_letter(case: _Case) -> str:
+    letter = case.around.letter
+    assert letter is not None, "it is one"
+    how = f"given up after delivery {letter.attempts}" if letter.attempts else "rejected by somebody without its lease"
+    reason = f" ({letter.reason})" if letter.reason else ""
+    return f"is dead letter {letter.number} since {show_clock(letter.time_us)}: {how}{reason}; a redrive brings it back"
+
+
 def _settled(case: _Case) -> str:
+    settler, unseen = case.around.settler, ""
+    if settler is not None:
+        by = "somebody without a stream" if settler.consumer is None else _named(settler.consumer)
+        return f"is settled: {'rejected' if settler.rejected else 'acked'} by {by} at {show_clock(settler.time_us)}"
+    if case.around.letters_unseen:
+        unseen = "; there are dead letters that were not looked at, and it may be one of them"
+    return _settled_somehow(case) + unseen
+
+
+def _settled_somehow(case: _Case) -> str:
     below, rejected = case.core.settled_below, case.core.rejected
     how = f"acked, or rejected or given up as {rejected:,} were" if rejected else "acked"
     if case.offset >= below:

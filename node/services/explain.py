@@ -7,7 +7,9 @@ from ringpost.node.errors import DataLoss
 from ringpost.node.groups.explain import Around, Consumer, Explanation, Place, explain
 from ringpost.node.groups.sentences import place_sentence, sentence, show_clock
 from ringpost.node.journal.cache import CachedFrame
+from ringpost.node.services.letter_search import LetterSearch
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.consumers import cursors_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
@@ -30,13 +32,15 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
             store.find_group(channel, group)
         answer = api.ExplainMessageResponse(channel=name, offset=offset)
         place, frame = await _look(reading, channel, offset, answer)
+        search = LetterSearch(reading)
+        for one in _groups_of(store, channel, group):
+            await search.look(one, offset)
         # Nothing is awaited from here on: all that is said is of one moment, after the message was read.
         if store.find(name) is channel:
             break
-    shard, groups = channel.shard, channel.groups or {}
+    shard = channel.shard
     expired = frame is not None and is_over(frame, shard.log.clock())
-    names = [group] if group else islice(sorted(groups), GROUPS_MAX)
-    found = [store.find_group(channel, one) for one in names]
+    found = _groups_of(store, channel, group)
     answer.MergeFrom(
         api.ExplainMessageResponse(
             state=api.MessageState.ValueType(place),
@@ -48,10 +52,19 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
             in_sync=shard.holders,
             first_offset=channel.first_offset,
             end_offset=channel.end_offset,
-            groups=[_group(one, offset, place, expired) for one in found],
+            groups=[_group(one, offset, place, search, expired) for one in found],
         )
     )
     return answer
+
+
+def _groups_of(store: Store, channel: Channel, only: str) -> list[Group]:
+    """The one of that name, or all, by name; of a broadcast group its consumers. Raises NotFound."""
+    if not only:
+        groups = (group for _, group in sorted((channel.groups or {}).items()))
+        return list(islice((group for group in groups if not cursors_of(group)), GROUPS_MAX))
+    found = store.find_group(channel, only)
+    return cursors_of(found)[:GROUPS_MAX] or [found]
 
 
 def place_of(channel: Channel, offset: int) -> Place:
@@ -103,7 +116,7 @@ def _next_due_us(channel: Channel) -> int:
     return 0 if schedule is None else schedule.table.next_due_us or 0
 
 
-def _group(group: Group, offset: int, place: Place, expired: bool) -> api.GroupExplanation:
+def _group(group: Group, offset: int, place: Place, search: LetterSearch, expired: bool) -> api.GroupExplanation:
     around = Around(
         group.channel.shard.log.clock(),
         group.settings.max_in_flight,
@@ -117,6 +130,9 @@ def _group(group: Group, offset: int, place: Place, expired: bool) -> api.GroupE
             Consumer(number, member.consumer, group.is_active(number), member.has_credit)
             for number, member in group.members.items()
         ],
+        letter=search.letter(group),
+        letters_unseen=search.unfinished(group),
+        settler=group.recent.find(offset),
     )
     found = explain(group.core, offset, around)
     answer = _message(found)
@@ -137,6 +153,8 @@ def _message(found: Explanation) -> api.GroupExplanation:
         attempt=found.attempt,
         until_time_us=found.until_us,
         behind_offset=found.before,
+        since_time_us=found.since_us,
+        dead_letter=found.letter,
         failures=[
             FailedDelivery(attempt=failure.attempt, time_us=failure.time_us, reason=failure.reason)
             for failure in found.failures

@@ -10,7 +10,8 @@ from ringpost.node.journal.frame import DATA_TYPES, FRAME_OVERHEAD, FrameType, H
 from ringpost.node.shard.boxes import add_box, bury_frame, change_letters
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.channel_state import ChannelState, limits_of
-from ringpost.node.shard.configure import apply_settings
+from ringpost.node.shard.configure import apply_pause, apply_settings
+from ringpost.node.shard.consumers import cursors_of, group_of, is_cursor
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import apply_seek, new_core
 from ringpost.node.shard.group_settings import GroupSettings
@@ -143,6 +144,8 @@ def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
     group = (channel.groups or {}).get(record.name)
     change = record.WhichOneof("change")
     if change == "deleted":
+        for cursor in cursors_of(group) if group is not None else ():
+            channel.drop_group(cursor.name)
         channel.drop_group(record.name)
         box = channel.shard.boxes.get((channel.number, record.name))
         if box is not None:
@@ -150,13 +153,15 @@ def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
     elif change == "create_at" and group is None:
         settings = GroupSettings.of(record.config)
         core = new_core(settings, max(record.create_at, channel.first_offset))
-        channel.add_group(Group(channel, record.name, settings, core, header.time_us, header.position))
+        made = Group(channel, record.name, settings, core, header.time_us, header.position)
+        made.paused = is_cursor(made) and (whole := group_of(made)) is not None and whole.paused
+        channel.add_group(made)
     elif change == "seek_to" and group is not None:
-        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to)
+        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to, header.position)
     elif change == "configured" and group is not None:
         group.next_settings = GroupSettings.of(record.config)
         apply_settings(group, group.next_settings)
     elif change == "letters" and group is not None:
-        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters)
+        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters, header.position)
     elif change == "paused" and group is not None:
-        group.paused = record.paused
+        apply_pause(group, record.paused)

@@ -208,4 +208,5 @@ def load_group(channel: Channel, row: GroupSnapshot) -> Group:
     group.letters_gone = RangeSet(pairs(row.letters_gone))
     group.voids = Voids(zip(row.seeks[::2], row.seeks[1::2], strict=True))
     group.paused = row.paused
+    group.era = row.era
     return group

@@ -384,7 +384,8 @@ def apply_trim(channel: Channel, first_offset: int) -> None:
     for segment, length in channel.index.drop_below(first_offset, channel.next_offset).items():
         ledger.drop_bytes(segment, length)
         channel.stored_bytes -= length
-    for group in (channel.groups or {}).values():
+    leaving = [group for group in channel.shard.leaving_groups if group.channel is channel]  # they may yet stay
+    for group in (*(channel.groups or {}).values(), *leaving):
         group.core.trim(first_offset)
 
 

@@ -122,4 +122,5 @@ def _group(group: Group) -> GroupSnapshot:
         letters_gone=flatten(group.letters_gone),
         seeks=flatten(group.voids.seeks),
         paused=group.paused,
+        era=group.era,
     )

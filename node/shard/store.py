@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ringpost.cluster.keys import shard_of
 from ringpost.cluster.names import channel_problem, group_problem, is_inbox
@@ -14,6 +15,9 @@ from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.shard import Done, Shard
+
+if TYPE_CHECKING:
+    from ringpost.node.shard.name_watch import NameWatch
 
 DISK_RETRY_MS = 5_000
 SCHEDULE_RETRY_MS = 5_000
@@ -48,6 +52,7 @@ class Store:
         self.lossy: set[Channel] = set()  # channels that damage took messages of
         self.retaining: set[Channel] = set()  # channels that let messages go by themselves
         self.windowed: set[Channel] = set()  # channels that deduplicate by message ids
+        self.name_watches: set[NameWatch] = set()  # who wants to hear of channels that are made and deleted
         self._led = [0] * shard_count  # by shard: the epoch in which the newest view says that this node leads
         self._names: dict[str, Channel] = {}
         self._sorted: list[str] = []
@@ -178,6 +183,8 @@ class Store:
         self._unsorted.append(channel.name)
         if channel.packed is None:
             self.note_limits(channel)
+        for watch in tuple(self.name_watches):
+            watch.changed(channel, removed=False)
 
     def include_shard(self, shard: Shard) -> None:
         """Makes all channels of a shard known."""
@@ -216,6 +223,8 @@ class Store:
             self._tidy()
             at = bisect_left(self._sorted, channel.name)
             del self._sorted[at]
+            for watch in tuple(self.name_watches):
+                watch.changed(channel, removed=True)
 
     def boxes(self) -> Iterator[Channel]:
         """Those for dead letters, in shards that this node serves."""

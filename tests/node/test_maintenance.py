@@ -18,9 +18,11 @@ from ringpost.node.shard.configure import set_group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.log import frame_length
+from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.journal.faulty_files import FaultyFiles
 from tests.node.shard.fakes import Outcomes, batch_of, publish_of, texts_of
+from tests.node.shard.test_settle_any import Member
 from tests.node.storage_rig import DIRECTORY, HOUR_US, Node, config_of
 
 BIG = "x" * 1500
@@ -270,3 +272,30 @@ async def test_a_checkpoint_is_written_only_when_all_that_it_knows_is_durable() 
     await writing
     assert [path for path in files.paths() if "checkpoint-" in path]
     await node.close()
+
+
+async def test_consumers_of_a_broadcast_group_that_nobody_uses_go_with_their_places() -> None:
+    files = FaultyFiles()
+    node = await Node.open(files, config_of())
+    channel = await publish(node, "a", "m")
+    config = GroupConfig(mode=GroupMode.GROUP_MODE_BROADCAST, consumer_expiry_ms=60_000)
+    settings = GroupSettings.of(config)
+    for name in ("g", "g/ann", "g/bob"):
+        add_group(channel, name, settings, 0, Outcomes())
+    await node.committed()
+    groups = channel.groups
+    assert groups is not None
+    groups["g/bob"].join(1, Member())
+    log, now_us = node.storage.store.log, node.storage.store.log.clock()
+    log.clock = lambda: now_us
+    await node.maintenance.expire_consumers()
+    assert list(groups) == ["g", "g/ann", "g/bob"]
+    now_us += 60_000_000
+    await node.maintenance.expire_consumers()
+    await node.committed()
+    assert list(groups) == ["g", "g/bob"]
+    await node.close()
+
+    again = await Node.open(files)
+    assert list(again.storage.store.find("a").groups or ()) == ["g", "g/bob"]
+    await again.close()

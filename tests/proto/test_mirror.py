@@ -81,6 +81,7 @@ DELIVERED = subscribe_pb2.DeliveredBatch(
     attempt=3,
     lease_ms=30_000,
     last_reason="timeout",
+    lease_token=b"\x01token",
     channel="orders.eu",
 )
 DELIVER = subscribe_pb2.Deliver(subscription_id=7, batches=[DELIVERED, DELIVERED])

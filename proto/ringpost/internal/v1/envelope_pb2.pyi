@@ -156,6 +156,7 @@ class DeliveredBatch(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     LAST_REASON_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
     count: _builtins.int
     append_time_us: _builtins.int
@@ -165,6 +166,7 @@ class DeliveredBatch(_message.Message):
     lease_ms: _builtins.int
     channel: _builtins.str
     last_reason: _builtins.str
+    lease_token: _builtins.bytes
     def __init__(
         self,
         *,
@@ -177,10 +179,11 @@ class DeliveredBatch(_message.Message):
         lease_ms: _builtins.int = ...,
         channel: _builtins.str = ...,
         last_reason: _builtins.str = ...,
+        lease_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms", "lease_token", b"lease_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -617,11 +617,14 @@ class GroupSnapshot(_message.Message):
     LETTERS_GONE_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     SEEKS_FIELD_NUMBER: _builtins.int
+    ERA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_time_us: _builtins.int
     settled_below: _builtins.int
     rejected: _builtins.int
     paused: _builtins.bool
+    era: _builtins.int
+    """Position of the last frame that moved the group or brought dead letters back: older lease tokens say less."""
     @_builtins.property
     def config(self) -> _group_pb2.GroupConfig: ...
     @_builtins.property
@@ -651,10 +654,11 @@ class GroupSnapshot(_message.Message):
         letters_gone: _abc.Iterable[_builtins.int] | None = ...,
         paused: _builtins.bool = ...,
         seeks: _abc.Iterable[_builtins.int] | None = ...,
+        era: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "era", b"era", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
