@@ -244,7 +244,7 @@ class GroupInfo(_message.Message):
     """
     @_builtins.property
     def config(self) -> Global___GroupConfig:
-        """Every field present."""
+        """Every field present, those about consumers in mode BROADCAST."""
 
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
