@@ -86,6 +86,7 @@ class MessageBatch(_Settles):
         "lease_token",
         "leases",
         "settled",
+        "settled_in",
         "size",
     )
 
@@ -100,8 +101,10 @@ class MessageBatch(_Settles):
         attempt: int,
         leases: Leases | None,
         last_reason: str = "",
+        named: bool = False,
         lease_token: bytes = b"",
     ) -> None:
+        """`named`: a settlement must say the channel, as the subscription has several."""
         self.channel = channel
         self.first_offset = first_offset
         self.count = count
@@ -118,6 +121,7 @@ class MessageBatch(_Settles):
         # None without a group.
         self.leases = leases
         self.settled = False
+        self.settled_in = channel if named else ""
         self._raw = raw
         self._messages: list[Message] | None = None
 
@@ -151,6 +155,8 @@ class MessageBatch(_Settles):
 
     def _settle(self, action: Action, *, final: bool) -> Settlement:
         self.settled |= final
+        if self.settled_in:
+            action = action._replace(channel=self.settled_in)
         return _leases_of(self).settle(action, self.first_offset, self.last_offset)
 
 
@@ -229,6 +235,8 @@ class Message(_Settles):
 
     def _settle(self, action: Action, *, final: bool) -> Settlement:
         self._settled |= final
+        if self.batch.settled_in:
+            action = action._replace(channel=self.batch.settled_in)
         return _leases_of(self.batch).settle(action, self.offset, self.offset)
 
 

@@ -51,6 +51,8 @@ class Session:
         self.credit = credit
         self.leases = Leases(SUBSCRIPTION_ID, wake)
         self.opened = False
+        # How often leases are extended.
+        self.extend_s = float("inf")
         self.last_event = monotonic()
         # Set by a drain notice: no more credit. `leaving`, set later: half-close.
         self.draining = False

@@ -24,6 +24,7 @@ from ringpost.node.shard.consumers import IdleConsumers, is_cursor
 from ringpost.node.shard.group_frames import delete_group
 from ringpost.node.shard.lag import learn_ages, served_groups
 from ringpost.node.shard.retention import AgeRetention, IdleInboxes, keep_from_by_size
+from ringpost.node.shard.scheduling import Schedule
 from ringpost.node.shard.shard import ignore
 from ringpost.node.shard.snapshot import pack_shard
 from ringpost.node.storage import Storage
@@ -38,6 +39,8 @@ _CHECKPOINT_RETRY_S = 10.0
 # those are large.
 _FRAMES_MAX = 200_000
 _CHECKPOINT_BYTES_A_FRAME = 400
+
+_Owner = Channel | Schedule  # of a stored frame
 
 
 class Maintenance:
@@ -270,42 +273,44 @@ class Maintenance:
     async def _rewrite(self, segment: int) -> None:
         live = await self._live_rows(segment)
         log.info("segment.rewriting", segment=segment, frames=len(live), bytes=self._store.log.ledger.live(segment))
-        batch: list[tuple[Channel, Row]] = []
+        batch: list[tuple[_Owner, Row]] = []
         size = 0
-        for channel, row in live:
-            batch.append((channel, row))
+        for owner, row in live:
+            batch.append((owner, row))
             size += row.length
             if size >= _REWRITE_BYTES:
                 await self._rewrite_batch(batch)
                 batch, size = [], 0
         await self._rewrite_batch(batch)
 
-    async def _live_rows(self, segment: int) -> list[tuple[Channel, Row]]:
-        found = []
-        for number, channel in enumerate(list(self._store.all_channels())):
+    async def _live_rows(self, segment: int) -> list[tuple[_Owner, Row]]:
+        found: list[tuple[_Owner, Row]] = []
+        owners: list[_Owner] = list(self._store.all_channels())
+        owners += [schedule for shard in self._store.shards for schedule in shard.schedules.values()]
+        for number, owner in enumerate(owners):
             if number % _CHANNELS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            for rows in channel.peek_index().rows_in_segment(segment):
-                found += [(channel, row) for row in rows]
+            for rows in owner.rows_in_segment(segment):
+                found += [(owner, row) for row in rows]
                 await asyncio.sleep(0)
         return sorted(found, key=lambda pair: pair[1].address)
 
-    async def _rewrite_batch(self, batch: list[tuple[Channel, Row]]) -> None:
+    async def _rewrite_batch(self, batch: list[tuple[_Owner, Row]]) -> None:
         """Appends copies; index rows follow when those are durable. One batch at a time, so that it is no burst."""
         frames = await asyncio.to_thread(self._read_raw, [row for _, row in batch])
         log_ = self._store.log
-        for (channel, row), frame in zip(batch, frames, strict=True):
+        for (owner, row), frame in zip(batch, frames, strict=True):
             if frame is None:
                 self._unreadable.add(segment_of(row.address))
                 continue
-            if not channel.keeps(row):
+            if not owner.keeps(row):
                 continue
             header, body = frame
-            flags, committed = (header.flags | FLAG_REWRITTEN) & ~FLAG_RESTORED, channel.shard.committed
+            flags, committed = (header.flags | FLAG_REWRITTEN) & ~FLAG_RESTORED, owner.shard.committed
             fields = header._asdict() | {"flags": flags, "committed": committed}
             del fields["header_crc"]
             address = log_.journal.append(encode_header(**fields), body)
-            log_.commits.add(Waiting(address, None, 0, 0, self._moved, (channel, row, address)))
+            log_.commits.add(Waiting(address, None, 0, 0, self._moved, (owner, row, address)))
         await self._all_committed()
 
     def _read_raw(self, rows: list[Row]) -> list[tuple[Header, bytes] | None]:
@@ -318,8 +323,8 @@ class Maintenance:
                 frames.append(None)  # stays where it is; readers are told
         return frames
 
-    def _moved(self, error: RingpostError | None, channel: Channel, row: Row, address: int) -> None:
-        if error is None and not channel.removed and channel.index.move(row.base, address):
+    def _moved(self, error: RingpostError | None, owner: _Owner, row: Row, address: int) -> None:
+        if error is None and owner.move_row(row, address):
             self._store.log.ledger.move(row.address, address, row.length)
 
     # -- scrubbing --------------------------------------------------------------------------------------------------

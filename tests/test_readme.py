@@ -20,7 +20,9 @@ def blocks(title: str) -> list[tuple[str, str]]:
 BLOCKS = blocks("The first five minutes")
 MODES = blocks("Groups: which mode do I want")
 REQUESTS = blocks("Request and reply")
+PATTERNS = blocks("Many channels at once: patterns")
 TOKENS = blocks("Settling without the stream")
+LATER = blocks("Later, and not too late")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 
@@ -77,9 +79,18 @@ def test_the_price_is_asked_and_answered(ringpost_broker: Any) -> None:
         assert run_snippet(ringpost_broker.address, snippet(REQUESTS)) == ["XAU: 42"]
 
 
+def test_a_pattern_has_channels_that_are_made_later(ringpost_broker: Any) -> None:
+    assert run_snippet(ringpost_broker.address, snippet(PATTERNS)) == ["bolt", "parts.us nut"]
+
+
 def test_deliveries_are_settled_without_their_stream(ringpost_broker: Any) -> None:
     for _ in range(2):
         assert run_snippet(ringpost_broker.address, snippet(TOKENS)) == ["0 0 1", "1 1 2", "2 2 1"]
+
+
+def test_delayed_messages_come_in_their_order(ringpost_broker: Any) -> None:
+    printed = run_snippet(ringpost_broker.address, snippet(LATER))
+    assert printed == ["True -1", "now", "call Bob", "call Ann", "0"]
 
 
 def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:

@@ -20,6 +20,7 @@ from ringpost.client.cli.units import Place
 from ringpost.client.consumer import INTERRUPTED, RESUMED
 from ringpost.client.message import Message, MessageBatch
 from ringpost.client.modes import MODES
+from ringpost.client.places import is_pattern
 
 # An interruption is told when it has lasted so long; another node is found sooner.
 _PATIENCE_S = 0.5
@@ -63,9 +64,11 @@ async def sub(
 ) -> None:
     """Print the messages of CHANNEL as they come, one JSON object a line, until Ctrl-C.
 
+    CHANNEL may be a pattern, in quotes: 'orders.*' for one more token, 'orders.>' for any number of them.
+
     Data that is not UTF-8 appears as data_base64. With --group each message is acknowledged once it is printed.
     """
-    if group and begin is not None:
+    if group and begin is not None and not is_pattern(channel):
         await _warn_of_existing(mq, channel, group)
     show = _text if text or form == "text" else _json
     start = None if begin is None else start_of(begin)

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 
+from ringpost.cluster.names import channel_problem, group_problem
+from ringpost.cluster.patterns import pattern_problem
 from ringpost.node.errors import InvalidRequest
 from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Reject
 from ringpost.node.shard.claims import read_token
-from ringpost.v1.common_pb2 import OffsetRange
+from ringpost.node.shard.modes import modes_allowed
+from ringpost.v1.common_pb2 import GroupMode, OffsetRange
 from ringpost.v1.group_pb2 import SettleMessagesRequest
 from ringpost.v1.subscribe_pb2 import Nack as NackCommand
-from ringpost.v1.subscribe_pb2 import Settle
+from ringpost.v1.subscribe_pb2 import OpenSubscription, Settle
 
 RANGES_MAX = 1_000
+RESUME_MAX = 10_000
 NACK_DELAY_MS_MAX = 604_800_000
 FORWARDED_RANGES_MAX = 20_000  # what another node may send for a cumulative settlement of its client
 EXTEND_MS_MIN, EXTEND_MS_MAX = 1_000, 43_200_000
@@ -40,6 +44,57 @@ def check_action(settle: Settle | SettleMessagesRequest, prefix: str = "") -> No
         _check_extend(settle.extend.deadline_ms, f"{prefix}extend")
     if action == "reject":
         check_reason(settle.reject.reason, f"{prefix}reject.reason")
+
+
+def check_settled_channel(settle: Settle, *, one: bool) -> None:
+    """Raises InvalidRequest unless a channel is named where the subscription has several, and only there."""
+    if one and settle.channel:
+        raise InvalidRequest.of("settle.channel", "is set, but the subscription has one channel; leave it unset")
+    if not one and not settle.channel:
+        raise InvalidRequest.of("settle.channel", "is empty; with a pattern it says whose offsets these are")
+
+
+def check_pattern(command: OpenSubscription, *, forwarded: bool = False) -> None:
+    """Raises InvalidRequest for a pattern that is none, or with what does not go with it.
+
+    `forwarded`: another node opens one of a pattern's channels here.
+    """
+    if not command.pattern:
+        if command.resume:
+            raise InvalidRequest.of("open.resume", "is set without a pattern; a channel begins at `start`")
+        return
+    if forwarded:
+        return
+    if command.channel:
+        raise InvalidRequest.of("open.pattern", "is set beside `channel`; set one of the two")
+    if (problem := pattern_problem(command.pattern)) is not None:
+        raise InvalidRequest.of("open.pattern", problem)
+    if command.group and (problem := group_problem(command.group)) is not None:
+        raise InvalidRequest.of("open.group", problem)
+    check_mode_known(command)
+    if command.start.WhichOneof("at") == "offset":
+        raise InvalidRequest.of("open.start.offset", "says nothing of several channels; name offsets in `resume`")
+    _check_resume(command)
+
+
+def _check_resume(command: OpenSubscription) -> None:
+    if command.resume and command.group:
+        raise InvalidRequest.of("open.resume", "is set with a group, which knows its places; leave it unset")
+    if len(command.resume) > RESUME_MAX:
+        raise InvalidRequest.of("open.resume", f"has {len(command.resume)} entries, allowed are up to {RESUME_MAX}")
+    for i, place in enumerate(command.resume):
+        if (problem := channel_problem(place.channel)) is not None:
+            raise InvalidRequest.of(f"open.resume[{i}].channel", problem)
+
+
+def check_mode_known(command: OpenSubscription) -> None:
+    """Raises InvalidRequest for a mode that is none, and for what says something only with a group."""
+    if command.lease_tokens and not command.group:
+        raise InvalidRequest.of("open.lease_tokens", "is set without a group; only a group's deliveries are leased")
+    if command.mode and not command.group:
+        raise InvalidRequest.of("open.mode", "is set without a group; name the group, or leave mode unset")
+    if command.mode not in GroupMode.values():
+        raise InvalidRequest.of("open.mode", f"is {command.mode}, allowed are {modes_allowed()}")
 
 
 def check_ranges(ranges: Sequence[OffsetRange], field: str, ranges_max: int = RANGES_MAX, ranges_min: int = 1) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringpost.node.access.access import Access
+from ringpost.node.delivery.catalog import Catalog
 from ringpost.node.delivery.encode import Piece, piece
 from ringpost.node.delivery.flow import Relay
 from ringpost.node.journal.cache import CachedFrame
@@ -52,6 +53,7 @@ class DeliveryLimits:
     heartbeat_ms: int = 10_000
     subscriptions_per_stream: int = 256
     settlements_per_stream: int = 1_000
+    pattern_channels: int = 10_000
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class DeliveryCounters:
     bytes: int = 0
     deliveries: int = 0
     redeliveries: int = 0
+    expired: int = 0
     settled: dict[str, int] = field(default_factory=dict)
 
 
@@ -104,6 +107,7 @@ class Hub:
         self._pieces: dict[int, Piece] = {}
         self._messages: dict[tuple[int, ...], bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.catalog = Catalog(store, self.spawn)
 
     def new_member(self) -> int:
         """A number for a group's member, never used before."""

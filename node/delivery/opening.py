@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ringpost.cluster.names import group_problem
 from ringpost.node.delivery.certainty import SURE_S, becomes_sure
+from ringpost.node.delivery.commands import check_mode_known
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
@@ -16,10 +17,10 @@ from ringpost.node.shard.consumers import check_room, cursor_name, is_broadcast
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
-from ringpost.node.shard.modes import check_mode, modes_allowed
+from ringpost.node.shard.modes import check_mode
 from ringpost.node.shard.reading import Reading, check_offset
 from ringpost.node.shard.store import Store
-from ringpost.v1.common_pb2 import GroupMode, Start
+from ringpost.v1.common_pb2 import Start
 from ringpost.v1.group_pb2 import GroupConfig
 from ringpost.v1.subscribe_pb2 import OpenSubscription
 
@@ -38,7 +39,10 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
     if command.group and (problem := group_problem(command.group)) is not None:
         raise InvalidRequest.of("open.group", problem)
     check_mode_known(command)
-    channel = find_or_add(hub.store, command.channel, command.start, "open.")
+    if command.pattern:  # which makes no channel
+        channel = hub.store.find(command.channel, "open.channel")
+    else:
+        channel = find_or_add(hub.store, command.channel, command.start, "open.")
     if command.group:
         group = await _group(hub, channel, command)
         if is_broadcast(group):
@@ -87,7 +91,7 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
     has_start = command.start.WhichOneof("at") is not None
     known = (channel.groups or {}).get(command.group)
     if known is not None:
-        if has_start:
+        if has_start and not command.pattern:
             raise InvalidRequest.of(
                 "open.start", f"group {command.group!r} exists and knows its place; leave start unset or seek the group"
             )
@@ -117,16 +121,6 @@ async def _cursor(hub: Hub, group: Group, command: OpenSubscription) -> Group:
     check_room(group)
     hub.store.check_groups()
     return await make_group(group.channel, name, group.next_settings, group.core.settled_below)
-
-
-def check_mode_known(command: OpenSubscription) -> None:
-    """Raises InvalidRequest for a mode that is none, and for what says something only with a group."""
-    if command.lease_tokens and not command.group:
-        raise InvalidRequest.of("open.lease_tokens", "is set without a group; only a group's deliveries are leased")
-    if command.mode and not command.group:
-        raise InvalidRequest.of("open.mode", "is set without a group; name the group, or leave mode unset")
-    if command.mode not in GroupMode.values():
-        raise InvalidRequest.of("open.mode", f"is {command.mode}, allowed are {modes_allowed()}")
 
 
 async def make_group(channel: Channel, name: str, settings: GroupSettings, start: int) -> Group:

@@ -1,5 +1,6 @@
 """One subscription: takes what its source wants, reads it, cuts it to the credit, encodes it."""
 
+import asyncio
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from crc32c import crc32c
 from ringpost.node.delivery.commands import settle_action
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import Piece, deliver, piece
+from ringpost.node.delivery.expiry import is_over, run_end
 from ringpost.node.delivery.flow import SettleReply
 from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
@@ -170,7 +172,7 @@ class Subscription:
             wanted = source.next(self._messages_max(), now_us)
             if wanted is None:
                 break
-            found = self._find(wanted)
+            found = self._find(wanted, 0 if pieces else now_us)
             if found is None:
                 break
             address, frame = found
@@ -257,8 +259,11 @@ class Subscription:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
-        """The frame that holds the first wanted offset; None when it must be read first."""
+    def _find(self, wanted: Wanted, now_us: int) -> tuple[int, CachedFrame] | None:
+        """The frame that holds the first wanted offset; None when it must be read first, or has nothing to give out.
+
+        `now_us` 0: something is to be sent before anything may be passed over.
+        """
         assert self.channel is not None, "begun"
         index = self.channel.index
         number = index.find(wanted.first)
@@ -271,7 +276,25 @@ class Subscription:
             self._reading = True
             self.hub.spawn(self._read(self.channel, read_ahead(self.channel, number, wanted.last)))
             return None
+        if frame.ttl_ms and is_over(frame, now_us or self.hub.store.log.clock()):
+            if now_us:
+                self._pass_expired(self.channel, frame, wanted, now_us)
+            return None
         return address, frame
+
+    def _pass_expired(self, channel: Channel, frame: CachedFrame, wanted: Wanted, now_us: int) -> None:
+        """Messages whose time to live is over: a group settles them, to a cursor they are a gap."""
+        last = run_end(channel, self.hub.reading, frame, now_us)
+        counters, source = self.hub.counters, self.source
+        if isinstance(source, Membership):
+            last = min(wanted.last, last)
+            source.sent(last)
+            counters.expired += source.group.expire(wanted.first, last)
+        elif source is not None:
+            source.sent(last)
+            self.session.gap(self, (wanted.first, last))
+            counters.expired += last - wanted.first + 1
+        asyncio.get_running_loop().call_soon(self.advanced)  # other streams have their turn in between
 
     def _pass_over(self, channel: Channel, wanted: Wanted) -> None:
         """Lost messages: a group takes them as settled; to a cursor the gap is told when it comes to its turn."""

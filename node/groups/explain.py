@@ -27,11 +27,12 @@ class Place(IntEnum):
 
 
 class Cause(IntEnum):
-    """Numbers of `ringpost.v1.Cause`, which describes them; 3 to 5 are for kinds of settled."""
+    """Numbers of `ringpost.v1.Cause`, which describes them; 3 to 5 are kinds of being done with."""
 
     NO_MESSAGE = 1
     MOVING = 2
     DEAD_LETTER = 3
+    EXPIRED = 5
     SETTLED = 6
     SETTLING = 7
     LEASED = 8
@@ -44,6 +45,9 @@ class Cause(IntEnum):
     KEY_UNKNOWN = 16
     OUT_OF_REACH = 17
     IN_LINE = 31
+
+
+_NOT_EXPIRED = {Cause.NO_MESSAGE, Cause.MOVING, Cause.SETTLED, Cause.SETTLING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Around:
     """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active.
 
     `letter`: the message's dead letter, `letters_unseen`: there are some that were not looked at. `settler`: who has
-    settled it, where that is remembered.
+    settled it, where that is remembered. `expired`: the message's time to live is over.
     """
 
     now_us: int
@@ -80,6 +84,7 @@ class Around:
     paused: bool = False
     moving: bool = False
     failover: bool = False
+    expired: bool = False
     consumers: Sequence[Consumer] = ()
     letter: Letter | None = None
     letters_unseen: bool = False
@@ -118,6 +123,14 @@ class Explanation(NamedTuple):
 
 def explain(core: GroupCore, offset: int, around: Around) -> Explanation:
     """Why the message is not being delivered now, or IN_LINE when it may be."""
+    found = _why(core, offset, around)
+    if not around.expired or found.causes[0] in _NOT_EXPIRED:
+        return found
+    return found._replace(causes=(Cause.EXPIRED, *(cause for cause in found.causes if cause != Cause.IN_LINE)))
+
+
+def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
+    """The same for a message that may live for ever."""
     standing = core.standing(offset)
     if around.place not in {Place.STORED, Place.UNREADABLE}:
         return Explanation((Cause.NO_MESSAGE,))
@@ -166,7 +179,7 @@ def _held_back(core: GroupCore, standing: Standing, around: Around) -> Explanati
     blocker = None
     if parked:
         assert standing.before is not None, "parked behind it"
-        blocker = explain(core, standing.before, around)
+        blocker = _why(core, standing.before, around)
     return Explanation(
         tuple(cause for cause, here in holds.items() if here) or (Cause.IN_LINE,),
         attempt=failed.attempt if failed is not None else 0,

@@ -111,6 +111,9 @@ class Relayed(RelayedFlow):
             self.queued = True
             self.session.ready(self)
 
+    def wants(self) -> None:
+        """The leader asks for credit: nothing of ours, which have their own from the beginning."""
+
     # -- deliveries -------------------------------------------------------------------------------------------------
 
     def put(self, message: bytes, messages: int, size: int, spans: list[Range]) -> None:

@@ -25,6 +25,7 @@ from ringpost.node.shard.settle_codec import encode_settle
 from ringpost.node.shard.shard import Shard
 from ringpost.v1.common_pb2 import GroupMode
 
+EXPIRED = "expired"  # the reason of a dead letter whose time to live was over
 Results = list[tuple[int, int, Outcome]]
 SettleReply = Callable[[Results | RingpostError], None]
 
@@ -250,6 +251,17 @@ class Group:
         """Settles messages that are lost, whoever has them."""
         log.warning("group.lost", channel=self.channel.name, group=self.name, first_offset=first, last_offset=last)
         self._store(SettleChange(acked=[(first, last)]), [], None)
+
+    def expire(self, first: int, last: int) -> int:
+        """Settles messages whose time to live is over, whoever has them; of how many that was news."""
+        if self.seeks or self.removed:
+            return 0
+        action = Reject(EXPIRED) if self.settings.expired_to_dead_letters else Ack()
+        end, now = self.channel.end_offset, self.channel.shard.log.clock()
+        verdict = self.core.settle_any(action, [(first, last)], end, now)
+        if verdict.change is not None:
+            self._store(verdict.change, verdict.results, None)
+        return sum(high - low + 1 for low, high, outcome in verdict.results if outcome == Outcome.DONE)
 
     def _store(self, change: SettleChange, results: Results, reply: SettleReply | None) -> None:
         if change.dying:

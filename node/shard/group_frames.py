@@ -108,7 +108,8 @@ def delete_group(group: Group, done: Done) -> None:
 def _deleted(
     error: RingpostError | None, group: Group, gone: tuple[Group, ...], box: Channel | None, done: Done
 ) -> None:
-    group.channel.shard.leaving_groups.difference_update(gone)
-    if error is None and box is not None:
-        apply_delete(box)
+    if error is None:  # or else they may stay: whoever goes back to what is committed must still find them
+        group.channel.shard.leaving_groups.difference_update(gone)
+        if box is not None:
+            apply_delete(box)
     done(error)

@@ -29,6 +29,7 @@ class GroupSettings:
     dead_letter_age_ms: int = DEAD_LETTER_AGE_MS
     dead_letter_bytes: int = DEAD_LETTER_BYTES
     mode: GroupMode.ValueType = GroupMode.GROUP_MODE_SHARED
+    expired_to_dead_letters: bool = False
     max_consumers: int = MAX_CONSUMERS
     consumer_expiry_ms: int = CONSUMER_EXPIRY_MS
 
@@ -45,6 +46,7 @@ class GroupSettings:
             config.dead_letter_age_ms if config.HasField("dead_letter_age_ms") else DEAD_LETTER_AGE_MS,
             config.dead_letter_bytes if config.HasField("dead_letter_bytes") else DEAD_LETTER_BYTES,
             config.mode or GroupMode.GROUP_MODE_SHARED,
+            config.expired_to_dead_letters,
             config.max_consumers if config.HasField("max_consumers") else MAX_CONSUMERS,
             config.consumer_expiry_ms if config.HasField("consumer_expiry_ms") else CONSUMER_EXPIRY_MS,
         )
@@ -61,6 +63,7 @@ class GroupSettings:
             dead_letters=self.policy.dead_letters,
             dead_letter_age_ms=self.dead_letter_age_ms,
             dead_letter_bytes=self.dead_letter_bytes,
+            expired_to_dead_letters=self.expired_to_dead_letters,
             max_consumers=self.max_consumers if broadcast else None,
             consumer_expiry_ms=self.consumer_expiry_ms if broadcast else None,
         )

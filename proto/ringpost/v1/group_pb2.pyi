@@ -98,6 +98,7 @@ class GroupConfig(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_AGE_MS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRED_TO_DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     MAX_CONSUMERS_FIELD_NUMBER: _builtins.int
     CONSUMER_EXPIRY_MS_FIELD_NUMBER: _builtins.int
     mode: _common_pb2.GroupMode.ValueType
@@ -122,6 +123,11 @@ class GroupConfig(_message.Message):
     """The oldest dead letters go while all of them take more bytes, about; 0: no limit. Default: 1,073,741,824;
     AddGroup with more needs `manage` on the channel.
     """
+    expired_to_dead_letters: _builtins.bool
+    """Whether messages whose time to live is over (PublishRequest.ttl_ms) become dead letters, with reason "expired", as if
+    they had been rejected; otherwise they are settled as if acked. Default: false. One that is redriven is as old as before,
+    and expires again.
+    """
     max_consumers: _builtins.int
     """BROADCAST: most consumers: 1 to 10,000; default 1,000. Each counts as a group of the node."""
     consumer_expiry_ms: _builtins.int
@@ -143,12 +149,13 @@ class GroupConfig(_message.Message):
         dead_letters: _builtins.bool | None = ...,
         dead_letter_age_ms: _builtins.int | None = ...,
         dead_letter_bytes: _builtins.int | None = ...,
+        expired_to_dead_letters: _builtins.bool | None = ...,
         max_consumers: _builtins.int | None = ...,
         consumer_expiry_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ack_deadline_ms: _TypeAlias = _typing.Literal["ack_deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__ack_deadline_ms: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms"]  # noqa: Y015
@@ -160,6 +167,8 @@ class GroupConfig(_message.Message):
     _WhichOneofArgType__dead_letter_bytes: _TypeAlias = _typing.Literal["_dead_letter_bytes", b"_dead_letter_bytes"]  # noqa: Y015
     _WhichOneofReturnType__dead_letters: _TypeAlias = _typing.Literal["dead_letters"]  # noqa: Y015
     _WhichOneofArgType__dead_letters: _TypeAlias = _typing.Literal["_dead_letters", b"_dead_letters"]  # noqa: Y015
+    _WhichOneofReturnType__expired_to_dead_letters: _TypeAlias = _typing.Literal["expired_to_dead_letters"]  # noqa: Y015
+    _WhichOneofArgType__expired_to_dead_letters: _TypeAlias = _typing.Literal["_expired_to_dead_letters", b"_expired_to_dead_letters"]  # noqa: Y015
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
     _WhichOneofReturnType__max_consumers: _TypeAlias = _typing.Literal["max_consumers"]  # noqa: Y015
@@ -176,6 +185,8 @@ class GroupConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter_bytes) -> _WhichOneofReturnType__dead_letter_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letters) -> _WhichOneofReturnType__dead_letters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expired_to_dead_letters) -> _WhichOneofReturnType__expired_to_dead_letters | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
     @_typing.overload

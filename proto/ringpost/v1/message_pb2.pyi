@@ -76,6 +76,10 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """A seek of the group is on its way to the log."""
     CAUSE_DEAD_LETTER: _Cause.ValueType  # 3
     """Rejected, or failed for the last time, and kept as a dead letter of the group (see dead_letter.proto)."""
+    CAUSE_EXPIRED: _Cause.ValueType  # 5
+    """Not settled yet, and its time to live is over (PublishRequest.ttl_ms): it is not delivered any more, but settled when it
+    would be its turn.
+    """
     CAUSE_SETTLED: _Cause.ValueType  # 6
     """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
     CAUSE_SETTLING: _Cause.ValueType  # 7
@@ -116,6 +120,10 @@ CAUSE_MOVING: Cause.ValueType  # 2
 """A seek of the group is on its way to the log."""
 CAUSE_DEAD_LETTER: Cause.ValueType  # 3
 """Rejected, or failed for the last time, and kept as a dead letter of the group (see dead_letter.proto)."""
+CAUSE_EXPIRED: Cause.ValueType  # 5
+"""Not settled yet, and its time to live is over (PublishRequest.ttl_ms): it is not delivered any more, but settled when it
+would be its turn.
+"""
 CAUSE_SETTLED: Cause.ValueType  # 6
 """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
 CAUSE_SETTLING: Cause.ValueType  # 7

@@ -312,3 +312,15 @@ def test_who_acked_is_told_where_it_is_remembered() -> None:
     assert "rejected by somebody without a stream at" in told(group, 1, settler=Settler(0, None, True))[1]
     unseen = told(group, 1, letters_unseen=True)[1]
     assert unseen.endswith("; there are dead letters that were not looked at, and it may be one of them.")
+
+
+def test_what_has_expired_is_not_delivered_any_more() -> None:
+    group = new_group()
+    group.take(ANN, 1, END, 0)
+    found, says = told(group, 5, expired=True, paused=True)
+    assert found.causes == (Cause.EXPIRED, Cause.PAUSED)
+    assert says.startswith("It has expired: its time to live is over, so it is settled undelivered")
+    assert told(group, 5, expired=True)[0].causes == (Cause.EXPIRED,)
+    assert told(group, 0, expired=True)[0].causes == (Cause.EXPIRED, Cause.LEASED), "its consumer may still ack it"
+    settle(group, ANN, Ack(), (0, 0))
+    assert told(group, 0, expired=True)[0].causes == (Cause.SETTLING,)
