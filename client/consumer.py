@@ -251,6 +251,7 @@ class Consumer:
         command.open.group = request.group
         command.open.mode = request.mode
         command.open.consumer = request.consumer
+        command.open.lease_tokens = request.lease_tokens
         command.open.heartbeat_interval_ms = request.heartbeat_interval_ms
         command.open.credit.CopyFrom(credit.grant())
         if self._places is not None:
@@ -342,6 +343,7 @@ class Consumer:
             append_time_us=delivered.append_time_us,
             attempt=delivered.attempt,
             last_reason=delivered.last_reason,
+            lease_token=delivered.lease_token,
             leases=session.leases if self.request.group else None,
             named=self._places is not None,
         )

@@ -33,6 +33,7 @@ class Request:
     group: str = ""
     mode: common_pb2.GroupMode.ValueType = common_pb2.GROUP_MODE_UNSPECIFIED
     consumer: str = ""
+    lease_tokens: bool = False
     start: common_pb2.Start | None = None
     window_messages: int
     window_bytes: int

@@ -115,6 +115,7 @@ class Fan(PatternFlow):
             mode=self.command.mode,
             consumer=self.command.consumer,
             start=member.start if member.start.WhichOneof("at") else None,
+            lease_tokens=self.command.lease_tokens,
         )
         if member.position is not None:
             command.start.offset = member.position

@@ -12,6 +12,8 @@ from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import Mint
+from ringpost.node.shard.consumers import check_room, cursor_name, is_broadcast
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
@@ -43,13 +45,16 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         channel = find_or_add(hub.store, command.channel, command.start, "open.")
     if command.group:
         group = await _group(hub, channel, command)
+        if is_broadcast(group):
+            group = await _cursor(hub, group, command)
         if group.removed:
             raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
         check_mode(group.name, group.settings.mode, command.mode)
         group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
-        return Opening(channel, Membership(group, member), group.core.settled_below, group.settings.ack_deadline_ms)
+        source = Membership(group, member, Mint(group, member) if command.lease_tokens else None)
+        return Opening(channel, source, group.core.settled_below, group.settings.ack_deadline_ms)
     try:
         offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
     except OutOfRange:
@@ -97,6 +102,25 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
     start = await resolve_start(hub.reading, channel, command.start, channel.first_offset, "open.start")
     settings = GroupSettings.of(GroupConfig(mode=command.mode))
     return await make_group(channel, command.group, settings, start)
+
+
+async def _cursor(hub: Hub, group: Group, command: OpenSubscription) -> Group:
+    """The consumer's part of a broadcast group, made when it first comes, where the group says. Raises the refusals."""
+    if group.removed:
+        raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
+    check_mode(group.name, group.settings.mode, command.mode)
+    if not command.consumer:
+        raise InvalidRequest.of(
+            "open.consumer",
+            f"is empty; group {group.name!r} is in mode BROADCAST, where a consumer's name says whose place it is",
+        )
+    name = cursor_name(group.name, command.consumer)
+    known = (group.channel.groups or {}).get(name)
+    if known is not None:
+        return known
+    check_room(group)
+    hub.store.check_groups()
+    return await make_group(group.channel, name, group.next_settings, group.core.settled_below)
 
 
 async def make_group(channel: Channel, name: str, settings: GroupSettings, start: int) -> Group:

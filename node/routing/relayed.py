@@ -165,7 +165,8 @@ class Relayed(RelayedFlow):
         if settle.cumulative:
             for first, last in self._handed.intersect(0, named.end - 1):
                 forwarded.ranges.append(OffsetRange(first=first, last=last))
-        keeps = settle.WhichOneof("action") == "extend"
+        # By a token it may speak of another delivery than the one that was handed to this client.
+        keeps = settle.WhichOneof("action") == "extend" or bool(settle.lease_token)
 
         def answered(settled: Settled | RingpostError) -> None:
             reply(settled if isinstance(settled, RingpostError) else self._results(settled, named, keeps))

@@ -2,10 +2,14 @@
 
 from itertools import islice
 
+from ringpost.node.delivery.expiry import is_over
 from ringpost.node.errors import DataLoss
 from ringpost.node.groups.explain import Around, Consumer, Explanation, Place, explain
-from ringpost.node.groups.sentences import place_sentence, sentence
+from ringpost.node.groups.sentences import place_sentence, sentence, show_clock
+from ringpost.node.journal.cache import CachedFrame
+from ringpost.node.services.letter_search import LetterSearch
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.consumers import cursors_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
@@ -27,27 +31,40 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
         if group:
             store.find_group(channel, group)
         answer = api.ExplainMessageResponse(channel=name, offset=offset)
-        place = await _look(reading, channel, offset, answer)
+        place, frame = await _look(reading, channel, offset, answer)
+        search = LetterSearch(reading)
+        for one in _groups_of(store, channel, group):
+            await search.look(one, offset)
         # Nothing is awaited from here on: all that is said is of one moment, after the message was read.
         if store.find(name) is channel:
             break
-    shard, groups = channel.shard, channel.groups or {}
-    names = [group] if group else islice(sorted(groups), GROUPS_MAX)
-    found = [store.find_group(channel, one) for one in names]
+    shard = channel.shard
+    expired = frame is not None and is_over(frame, shard.log.clock())
+    found = _groups_of(store, channel, group)
     answer.MergeFrom(
         api.ExplainMessageResponse(
             state=api.MessageState.ValueType(place),
-            sentence=place_sentence(place, channel.first_offset, channel.next_offset),
+            sentence=place_sentence(place, channel.first_offset, channel.next_offset)
+            + _more(channel, place, frame, expired),
             shard=shard.number,
             owner=shard.node,
             epoch=shard.epoch,
             in_sync=shard.holders,
             first_offset=channel.first_offset,
             end_offset=channel.end_offset,
-            groups=[_group(one, offset, place) for one in found],
+            groups=[_group(one, offset, place, search, expired) for one in found],
         )
     )
     return answer
+
+
+def _groups_of(store: Store, channel: Channel, only: str) -> list[Group]:
+    """The one of that name, or all, by name; of a broadcast group its consumers. Raises NotFound."""
+    if not only:
+        groups = (group for _, group in sorted((channel.groups or {}).items()))
+        return list(islice((group for group in groups if not cursors_of(group)), GROUPS_MAX))
+    found = store.find_group(channel, only)
+    return cursors_of(found)[:GROUPS_MAX] or [found]
 
 
 def place_of(channel: Channel, offset: int) -> Place:
@@ -61,37 +78,54 @@ def place_of(channel: Channel, offset: int) -> Place:
     return Place.LOST if channel.lost_at(offset) is not None else Place.STORED
 
 
-async def _look(reading: Reading, channel: Channel, offset: int, answer: api.ExplainMessageResponse) -> Place:
+async def _look(
+    reading: Reading, channel: Channel, offset: int, answer: api.ExplainMessageResponse
+) -> tuple[Place, CachedFrame | None]:
     """Where it is; says of a stored one what it is like."""
     place = place_of(channel, offset)
     if place is not Place.STORED:
-        return place
+        return place, None
     try:
         frame = await reading.frame(channel, channel.index.row(channel.index.find(offset)))
     except DataLoss:
         place = place_of(channel, offset)
-        return Place.UNREADABLE if place is Place.STORED else place
+        return Place.UNREADABLE if place is Place.STORED else place, None
     except LookupError:
-        return place_of(channel, offset)  # trimmed meanwhile
+        return place_of(channel, offset), None  # trimmed meanwhile
     place = place_of(channel, offset)
     if place is Place.STORED:
         message = Batch.FromString(frame.body).messages[offset - frame.base_offset]
         answer.append_time_us, answer.size_bytes, answer.key = frame.time_us, message.ByteSize(), message.key
-    return place
+    return place, frame
 
 
-def _group(group: Group, offset: int, place: Place) -> api.GroupExplanation:
+def _more(channel: Channel, place: Place, frame: CachedFrame | None, expired: bool) -> str:
+    """What there is to say besides: of a time to live, of what is still to come."""
+    if frame is not None and frame.ttl_ms:
+        ends = show_clock(frame.time_us + frame.ttl_ms * 1000)
+        return f" Its time to live {'was over' if expired else 'is over'} at {ends}."
+    schedule = channel.shard.schedules.get(channel.number)
+    if place is Place.NOT_PUBLISHED and schedule is not None and (due := schedule.table.next_due_us) is not None:
+        return f" {schedule.table.messages:,} delayed messages are not due yet, the first at {show_clock(due)}."
+    return ""
+
+
+def _group(group: Group, offset: int, place: Place, search: LetterSearch, expired: bool) -> api.GroupExplanation:
     around = Around(
         group.channel.shard.log.clock(),
         group.settings.max_in_flight,
         place,
         paused=group.paused,
         moving=group.seeks > 0,
+        expired=expired,
         failover=group.settings.mode == GroupMode.GROUP_MODE_FAILOVER,
         consumers=[
             Consumer(number, member.consumer, group.is_active(number), member.has_credit)
             for number, member in group.members.items()
         ],
+        letter=search.letter(group),
+        letters_unseen=search.unfinished(group),
+        settler=group.recent.find(offset),
     )
     found = explain(group.core, offset, around)
     answer = _message(found)
@@ -112,6 +146,8 @@ def _message(found: Explanation) -> api.GroupExplanation:
         attempt=found.attempt,
         until_time_us=found.until_us,
         behind_offset=found.before,
+        since_time_us=found.since_us,
+        dead_letter=found.letter,
         failures=[
             FailedDelivery(attempt=failure.attempt, time_us=failure.time_us, reason=failure.reason)
             for failure in found.failures

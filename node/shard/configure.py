@@ -4,6 +4,7 @@ from ringpost.internal.v1.record_pb2 import GroupRecord
 from ringpost.node.errors import RingpostError
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.boxes import box_of, limits_of
+from ringpost.node.shard.consumers import cursors_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import ready_for
 from ringpost.node.shard.group_settings import GroupSettings
@@ -53,13 +54,20 @@ def _configured(error: RingpostError | None, group: Group, settings: GroupSettin
 
 def _paused(error: RingpostError | None, group: Group, paused: bool, done: Done) -> None:
     if error is None:
-        group.paused = paused
-        if not paused:
-            group.kick()
+        apply_pause(group, paused)
     done(error)
 
 
 def apply_settings(group: Group, settings: GroupSettings) -> None:
-    """The group has this configuration from now on."""
-    group.settings = settings
-    group.core.configure(settings.ack_deadline_ms * 1000, settings.max_in_flight, settings.policy)
+    """The group has this configuration from now on, and its consumers have."""
+    for one in (group, *cursors_of(group)):
+        one.settings = settings
+        one.core.configure(settings.ack_deadline_ms * 1000, settings.max_in_flight, settings.policy)
+
+
+def apply_pause(group: Group, paused: bool) -> None:
+    """The group is paused or resumed, and its consumers are."""
+    for one in (group, *cursors_of(group)):
+        one.paused = paused
+        if not paused:
+            one.kick()

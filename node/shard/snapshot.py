@@ -18,6 +18,7 @@ from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.channel_state import pack as pack_row
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.replicated import ReplicatedLog
+from ringpost.node.shard.scheduling import schedule_rows
 from ringpost.node.shard.settle_codec import retry_record
 from ringpost.node.shard.shard import Shard
 
@@ -77,6 +78,7 @@ def _head(shard: Shard) -> ShardSnapshot:
         last_time_us=shard.last_time_us,
         replica_id=replicated.replica_id if replicated is not None else "",
         epochs=_epochs(replicated, shard.committed) if replicated is not None else (),
+        schedules=schedule_rows(shard),
     )
 
 
@@ -117,4 +119,5 @@ def _group(group: Group) -> GroupSnapshot:
         letters_gone=flatten(group.letters_gone),
         seeks=flatten(group.voids.seeks),
         paused=group.paused,
+        era=group.era,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ringpost.node.shard.name_watch import NameWatch
 
 DISK_RETRY_MS = 5_000
+SCHEDULE_RETRY_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class StoreLimits:
 
     max_channels: int = 1_000_000
     max_groups: int = 100_000
+    max_scheduled_batches: int = 5_000_000
     max_message_bytes: int = 1 << 20
     max_batch_bytes: int = 4 << 20
     max_batch_messages: int = 65_535
@@ -248,6 +250,16 @@ class Store:
                 "the node's disk is nearly full; acks, trims and deletes still work, publishes do not",
                 reason="DISK_FULL",
                 retry_after_ms=DISK_RETRY_MS,
+            )
+
+    def check_schedules(self) -> None:
+        """Raises Exhausted when the node holds all the delayed batches that it may."""
+        if self.log.schedules.entries >= self.limits.max_scheduled_batches:
+            raise Exhausted(
+                f"delay_ms: this node holds its {self.limits.max_scheduled_batches} delayed batches "
+                "(max_scheduled_batches); publish more messages of one time in a batch, or wait until some were due",
+                reason="SCHEDULE_LIMIT",
+                retry_after_ms=SCHEDULE_RETRY_MS,
             )
 
     def check_groups(self) -> None:

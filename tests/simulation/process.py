@@ -16,6 +16,7 @@ from tests.simulation.net import Stream
 from tests.simulation.replica import Hosted, parsed
 
 if TYPE_CHECKING:
+    from tests.simulation.machine import Machine
     from tests.simulation.world import World
 
 TICK_US = 100_000
@@ -64,6 +65,11 @@ class Process:
     @property
     def now(self) -> int:
         return self.world.kernel.now
+
+    def machine(self, shard: int) -> Machine | None:
+        """What groups are in, of a replica that is open here."""
+        hosted = self.hosted.get(shard)
+        return None if hosted is None else hosted.machine
 
     def note(self, text: str, *args: Any) -> None:
         """For the trace."""

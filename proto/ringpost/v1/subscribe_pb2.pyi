@@ -107,6 +107,7 @@ class OpenSubscription(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     PATTERN_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    LEASE_TOKENS_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     """Chosen by the client, above 0. One that is in use on this stream ends the stream with INVALID_ARGUMENT."""
     channel: _builtins.str
@@ -117,7 +118,7 @@ class OpenSubscription(_message.Message):
     until it is settled or the ack deadline passes.
     """
     consumer: _builtins.str
-    """Name of this member, for people and metrics. Optional."""
+    """Name of this member, for people and metrics. Optional; in mode BROADCAST required: whose place it is."""
     heartbeat_interval_ms: _builtins.int
     """Longest silence before a heartbeat, 1,000 to 300,000; 0: the server's default of 10,000. The least of
     a stream's subscriptions counts.
@@ -143,6 +144,8 @@ class OpenSubscription(_message.Message):
     subscription. More than 10,000 matching channels end it with RESOURCE_EXHAUSTED, PATTERN_LIMIT. When after some
     seconds not every shard has said what it has, it is closed with UNAVAILABLE, PATTERN_INCOMPLETE: open it again.
     """
+    lease_tokens: _builtins.bool
+    """Groups: every DeliveredBatch has its `lease_token`, for settling without this stream. Costs about 60 bytes a batch."""
     @_builtins.property
     def start(self) -> _common_pb2.Start:
         """Where to begin. With a group that exists already it must be unset: the group knows."""
@@ -171,10 +174,11 @@ class OpenSubscription(_message.Message):
         mode: _common_pb2.GroupMode.ValueType = ...,
         pattern: _builtins.str = ...,
         resume: _abc.Iterable[Global___ChannelOffset] | None = ...,
+        lease_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "mode", b"mode", "pattern", b"pattern", "resume", b"resume", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_tokens", b"lease_tokens", "mode", b"mode", "pattern", b"pattern", "resume", b"resume", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,17 +283,22 @@ class Settle(_message.Message):
     NACK_FIELD_NUMBER: _builtins.int
     EXTEND_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     correlation: _builtins.int
     """Chosen by the client, echoed."""
     cumulative: _builtins.bool
-    """Also everything below each range's end that is leased to this subscription."""
+    """Also everything below each range's end that is leased to this subscription. Not with `lease_token`."""
+    lease_token: _builtins.bytes
+    """Speaks of the delivery that had this token, through whichever stream of the group, and of all its messages or those
+    in `ranges`: see GroupService.Settle for what it can do. Unset: of what was delivered to this subscription.
+    """
     channel: _builtins.str
     """Required where the subscription has a pattern, else unset: whose offsets these are."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OffsetRange]:
-        """1 to 1,000 ranges."""
+        """1 to 1,000 ranges; with `lease_token` 0 to 1,000."""
 
     @_builtins.property
     def ack(self) -> Global___Ack:
@@ -318,11 +327,12 @@ class Settle(_message.Message):
         nack: Global___Nack | None = ...,
         extend: Global___Extend | None = ...,
         reject: Global___Reject | None = ...,
+        lease_token: _builtins.bytes = ...,
         channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "extend", b"extend", "nack", b"nack", "reject", b"reject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "correlation", b"correlation", "cumulative", b"cumulative", "extend", b"extend", "nack", b"nack", "ranges", b"ranges", "reject", b"reject", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "correlation", b"correlation", "cumulative", b"cumulative", "extend", b"extend", "lease_token", b"lease_token", "nack", b"nack", "ranges", b"ranges", "reject", b"reject", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "nack", "extend", "reject"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
@@ -564,6 +574,7 @@ class DeliveredBatch(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     LAST_REASON_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
     """Offset of the first message; with count 0 of the first that will come."""
     count: _builtins.int
@@ -586,6 +597,10 @@ class DeliveredBatch(_message.Message):
     """Groups, from attempt 2 on: why the delivery before failed, as its nack said; a lease that ended has a reason of the
     broker's.
     """
+    lease_token: _builtins.bytes
+    """Groups, where the subscription asked for it: names this delivery, for settling through any node and any connection.
+    Opaque, at most 128 bytes. No secret: with it somebody may do what any consumer of the channel may, and nothing else.
+    """
     @_builtins.property
     def batch(self) -> _publish_pb2.Batch: ...
     def __init__(
@@ -600,10 +615,11 @@ class DeliveredBatch(_message.Message):
         lease_ms: _builtins.int = ...,
         channel: _builtins.str = ...,
         last_reason: _builtins.str = ...,
+        lease_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms", "lease_token", b"lease_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -699,8 +715,8 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):
-    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, or damage took them
-    and the operator told the node to go on without.
+    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, their time to live is
+    over, or damage took them and the operator told the node to go on without.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from ringpost.client import Client, InvalidRequest, Message, connect
 from ringpost.client.subscription import Subscription
+from ringpost.v1.subscribe_pb2 import Outcome
 from tests.node.routing.cluster import Nodes, running
 
 CHANNELS = [f"orders.c{number}" for number in range(12)]
@@ -115,6 +116,20 @@ async def test_nacks_and_whole_batches_are_settled_on_their_channel(mq: Client) 
                 if sum(attempts.values()) == 4 * len(CHANNELS):
                     break
         assert attempts == dict.fromkeys(CHANNELS, 4)
+    assert {(await mq.groups.get(channel, "g")).settled_below for channel in CHANNELS} == {2}
+
+
+async def test_deliveries_of_a_pattern_can_be_settled_by_their_tokens_on_any_node(mq: Client) -> None:
+    await publish(mq, 0, 2)
+    tokens: dict[str, list[bytes]] = {channel: [] for channel in CHANNELS}
+    async with mq.subscription("orders.*", group="g", lease_tokens=True) as subscription:
+        async with asyncio.timeout(30):
+            for _ in range(2 * len(CHANNELS)):
+                message = await anext(subscription)
+                tokens[message.channel].append(message.lease_token)
+        for channel in CHANNELS:
+            settled = await mq.groups.settle(channel, "g", tokens=set(tokens[channel]))
+            assert {one.outcome for one in settled} == {Outcome.OUTCOME_DONE}
     assert {(await mq.groups.get(channel, "g")).settled_below for channel in CHANNELS} == {2}
 
 
