@@ -274,6 +274,25 @@ async def test_an_exclusive_group_has_one_reader_of_all_and_a_failover_group_a_s
     assert standby.got == {key: [0, 1] for key in CHANNELS}
 
 
+async def test_in_a_broadcast_group_each_consumer_has_its_place_in_every_channel(nodes: Nodes) -> None:
+    for channel in CHANNELS:
+        await fill(nodes.clients["n1"], channel, 0, 3)
+    told = {"group": "b", "mode": GroupMode.GROUP_MODE_BROADCAST}
+    ann = PatternReader(nodes.clients["n2"], "orders.*", consumer="ann", **told)
+    bob = PatternReader(nodes.clients["n3"], "orders.*", consumer="bob", **told)
+    for reader in (ann, bob):
+        await reader.open()
+        await reader.take(3 * len(CHANNELS))
+        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
+    for channel in CHANNELS:
+        assert await ann.settle(channel, (0, 1)) == [(0, 1, Outcome.OUTCOME_DONE)]
+    ann.stream.cancel()
+    again = PatternReader(nodes.clients["n1"], "orders.*", consumer="ann", **told)
+    await again.open()
+    await again.take(len(CHANNELS))
+    assert again.got == {channel: [2] for channel in CHANNELS}
+
+
 # -- leaders change ---------------------------------------------------------------------------------------------------
 
 
