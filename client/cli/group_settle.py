@@ -14,7 +14,11 @@ from ringpost.client.cli.params import duration
 from ringpost.v1 import subscribe_pb2
 
 VERBS = ("ack", "nack", "extend", "reject")
-_ALLOWED = {"delay": ("nack",), "reason": ("nack", "reject"), "time": ("extend",)}
+_ALLOWED = {
+    "delay": ("--delay", ("nack",)),
+    "reason": ("--reason", ("nack", "reject")),
+    "time": ("--for", ("extend",)),
+}
 
 
 def offsets(text: str | tuple[int, int]) -> tuple[int, int]:
@@ -50,9 +54,9 @@ def _check(verb: str, ranges: tuple[tuple[int, int], ...], tokens: tuple[bytes, 
         raise click.UsageError(f"{verb} needs --token: `sub --lease-tokens` prints the tokens of deliveries.")
     if not ranges and not tokens:
         raise click.UsageError("Name OFFSETS, or a delivery by --token.")
-    for name, verbs in _ALLOWED.items():
+    for name, (flag, verbs) in _ALLOWED.items():
         if options[name] and verb not in verbs:
-            raise click.UsageError(f"--{name} says something only with {' and '.join(verbs)}.")
+            raise click.UsageError(f"{flag} says something only with {' and '.join(verbs)}.")
 
 
 @click.command()

@@ -2,18 +2,21 @@
 
 The many share what their client has granted. Credit that lies with a quiet channel is lost to the others, so none
 does: who has something asks (a delivery without batches), is lent credit (a grant as always), and answers each loan
-with exactly one delivery. What that leaves of the loan is void; one without batches gives it back whole.
+with exactly one delivery. What that leaves of the loan is void; a batch without messages gives it back whole. An asking
+and a loan may cross: both sides then wait for the answer to the loan.
 """
 
 from typing import TYPE_CHECKING
 
 from ringpost.node.delivery.credit import CreditWindow
-from ringpost.node.delivery.encode import deliver
+from ringpost.node.delivery.encode import deliver, piece
 from ringpost.node.delivery.sources import Cursor, Membership
 from ringpost.node.delivery.subscription import Subscription
 
 if TYPE_CHECKING:
     from ringpost.node.delivery.session import Session
+
+_NOTHING = piece(b"", first_offset=0, count=0, time_us=0, crc=0)
 
 
 class Borrowing(Subscription):
@@ -60,7 +63,7 @@ class Borrowing(Subscription):
             if message is None and self.waits:
                 return None
             self._asked = False
-            return message or deliver(self.number, ())
+            return message or deliver(self.number, (_NOTHING,))
         if self._asked or not self.has_news:
             return None
         self._asked = True

@@ -91,6 +91,10 @@ class FanSession(Session):
         """Its loan has ended."""
         self._fan.settled(flow)
 
+    def forgotten(self, flow: Flow) -> None:
+        """It has lost its leader: what it was lent is void, and what it asked for, too."""
+        self._fan.forgotten(flow)
+
     def put(self, message: bytes) -> None:
         response = SubscribeResponse.FromString(message)
         number = response.deliver.subscription_id or response.gap.subscription_id

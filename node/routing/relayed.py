@@ -114,6 +114,9 @@ class Relayed(RelayedFlow):
     def wants(self) -> None:
         """The leader asks for credit: nothing of ours, which have their own from the beginning."""
 
+    def gave_back(self) -> None:
+        """The leader has no use for credit that was lent: likewise."""
+
     # -- deliveries -------------------------------------------------------------------------------------------------
 
     def put(self, message: bytes, messages: int, size: int, spans: list[Range]) -> None:

@@ -27,10 +27,10 @@ class RelayedMember(Relayed):
             self.upstream.offer(self)
 
     def wants(self) -> None:
-        if self.credit.open:
-            self._settled()  # given back
-        else:
-            self._lender.wants(self)
+        self._lender.wants(self)
+
+    def gave_back(self) -> None:
+        self._settled()
 
     def put(self, message: bytes, messages: int, size: int, spans: list[Range]) -> None:
         super().put(message, messages, size, spans)
@@ -43,5 +43,5 @@ class RelayedMember(Relayed):
 
     def lost(self, error: RingpostError) -> None:
         self.upstream = None
-        self._lender.settled(self)
+        self._lender.forgotten(self)  # what this leader asked for is not the next one's
         super().lost(error)

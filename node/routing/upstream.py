@@ -104,6 +104,10 @@ class Upstream:
             for subscriber in tuple(self.subscribers):
                 subscriber.wants()
             return
+        if not deliver.batches[0].count:
+            for subscriber in tuple(self.subscribers):
+                subscriber.gave_back()
+            return
         messages = size = 0
         spans = []
         for batch in deliver.batches:

@@ -4,7 +4,7 @@ from ringpost.internal.v1.record_pb2 import GroupRecord
 from ringpost.node.errors import RingpostError
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.boxes import box_of, limits_of
-from ringpost.node.shard.consumers import cursors_of
+from ringpost.node.shard.consumers import parts_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import ready_for
 from ringpost.node.shard.group_settings import GroupSettings
@@ -60,14 +60,14 @@ def _paused(error: RingpostError | None, group: Group, paused: bool, done: Done)
 
 def apply_settings(group: Group, settings: GroupSettings) -> None:
     """The group has this configuration from now on, and its consumers have."""
-    for one in (group, *cursors_of(group)):
+    for one in parts_of(group):
         one.settings = settings
         one.core.configure(settings.ack_deadline_ms * 1000, settings.max_in_flight, settings.policy)
 
 
 def apply_pause(group: Group, paused: bool) -> None:
     """The group is paused or resumed, and its consumers are."""
-    for one in (group, *cursors_of(group)):
+    for one in parts_of(group):
         one.paused = paused
         if not paused:
             one.kick()

@@ -41,6 +41,15 @@ def cursors_of(group: Group) -> list[Group]:
     return [groups[name] for name in sorted(groups) if name.startswith(prefix)]
 
 
+def parts_of(group: Group) -> list[Group]:
+    """The group and all that its changes are for; also what an uncommitted frame deletes, as that may yet stay."""
+    if not is_broadcast(group):
+        return [group]
+    channel, prefix = group.channel, cursor_name(group.name, "")
+    leaving = (one for one in channel.shard.leaving_groups if one.channel is channel and one.name.startswith(prefix))
+    return [group, *cursors_of(group), *leaving]
+
+
 def group_of(cursor: Group) -> Group | None:
     """The broadcast group that it belongs to."""
     return (cursor.channel.groups or {}).get(cursor.name.partition(SEPARATOR)[0])

@@ -71,16 +71,18 @@ class NameWatch:
 
     def list_next(self) -> bool:
         """Lists one shard that has not been told of; False when there is none."""
-        if not self._todo:
-            shards = [shard.number for shard in self._store.shards if self._store.leads(shard.number)]
-            self._todo = [(text, shard) for text in self.patterns for shard in shards if not self._is_told(text, shard)]
-        while self._todo:
+        while self._todo or self._find_untold():
             text, shard = self._todo.pop()
             if text in self.patterns and self._store.leads(shard) and not self._is_told(text, shard):
                 epoch = self._told[text][shard] = self._store.shards[shard].epoch
                 self._tell(Listing(text, shard, epoch, tuple(self._names(self.patterns[text], shard))))
                 return True
         return False
+
+    def _find_untold(self) -> bool:
+        shards = [shard.number for shard in self._store.shards if self._store.leads(shard.number)]
+        self._todo = [(text, shard) for text in self.patterns for shard in shards if not self._is_told(text, shard)]
+        return bool(self._todo)
 
     def _is_told(self, pattern: str, shard: int) -> bool:
         return self._told[pattern].get(shard) == self._store.shards[shard].epoch

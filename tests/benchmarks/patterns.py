@@ -48,6 +48,7 @@ async def opened(client: Client, *openings: SubscribeRequest) -> Any:
 async def count(stream: Any, messages: int) -> None:
     while messages:
         response = await stream.read()
+        assert response.WhichOneof("event") != "closed", response
         messages -= sum(batch.count for batch in response.deliver.batches)
 
 
@@ -60,7 +61,9 @@ async def publish(client: Client, rounds: int, batch: int) -> None:
     async def answers() -> None:
         nonlocal left
         while left:
-            left -= len((await stream.read()).results)
+            response = await stream.read()
+            assert not any(result.HasField("failure") for result in response.results), response
+            left -= len(response.results)
 
     reading = asyncio.ensure_future(answers())
     for number in range(rounds * CHANNELS):

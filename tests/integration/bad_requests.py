@@ -36,6 +36,7 @@ from ringpost.v1.dead_letter_pb2 import (
 )
 from ringpost.v1.group_pb2 import (
     AddGroupRequest,
+    DeleteConsumerRequest,
     DeleteGroupRequest,
     GetGroupRequest,
     GroupConfig,
@@ -380,6 +381,15 @@ GROUPS = (
     _invalid(G + "Settle", "no group", _settle(group=""), "group", "1 to 127 bytes"),
     Refusal("an unknown channel", G + "Settle", _settle(channel="x"), NOT_FOUND, "CHANNEL_NOT_FOUND", says="'x'"),
     Refusal("an unknown group", G + "Settle", _settle(group="x"), NOT_FOUND, "GROUP_NOT_FOUND", says="'x'"),
+    _invalid(G + "DeleteConsumer", "no group", DeleteConsumerRequest(**_ON, consumer="c"), "group", "1 to 127 bytes"),
+    Refusal(
+        "of a group that shares",
+        G + "DeleteConsumer",
+        DeleteConsumerRequest(**_ON, group="billing", consumer="c"),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "GROUP_MODE",
+        says="only a broadcast group's",
+    ),
     _invalid(G + "DeleteGroup", "no channel", DeleteGroupRequest(name="x"), "channel", "1 to 255 bytes"),
 )
 

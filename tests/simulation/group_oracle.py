@@ -30,7 +30,9 @@ class Claim(NamedTuple):
         return (self._replace(first=offset, last=offset) for offset in range(self.first, self.last + 1))
 
 
-class _Holder(NamedTuple):
+class Holder(NamedTuple):
+    """Who was given a message, and until when nobody else may have it."""
+
     member: int
     until_us: int
 
@@ -40,7 +42,6 @@ class GroupOracle:
 
     def __init__(self, shards: int) -> None:
         self.truths = [GroupTruth(shard) for shard in range(shards)]
-        self._held: dict[tuple[int, int], dict[int, _Holder]] = {}  # by leader's machine and group: by offset
 
     def _model(self, machine: Machine, group: Group) -> GroupModel | None:
         """None where another group has its name by now, or none."""
@@ -54,7 +55,7 @@ class GroupOracle:
         machine, group = claim.machine, claim.group
         truth, model = self.truths[machine.log.shard], self._model(machine, group)
         newest = machine.shard.committed == truth.position
-        held = self._held.setdefault((id(machine), id(group)), {})
+        held = machine.held.setdefault(group, {})
         if model is None:
             if newest:
                 raise Violation(f"V7: {group.name} delivers, and is deleted")
@@ -67,7 +68,7 @@ class GroupOracle:
             holder = held.get(offset)
             if holder is not None and holder.member != claim.member and machine.process.now < holder.until_us:
                 raise Violation(f"V7: message {offset} of {group.name} has two holders: {holder} and {claim.member}")
-            held[offset] = _Holder(claim.member, until_us)
+            held[offset] = Holder(claim.member, until_us)
 
     def _check(self, claim: Claim, offset: int, truth: GroupTruth, model: GroupModel, *, newest: bool) -> None:
         name = claim.group.name
@@ -97,7 +98,7 @@ class GroupOracle:
 
     def left(self, machine: Machine, group: Group, member: int) -> None:
         """A member's leases are over."""
-        held = self._held.get((id(machine), id(group)), {})
+        held = machine.held.get(group, {})
         for offset in [offset for offset, holder in held.items() if holder.member == member]:
             del held[offset]
 
@@ -105,7 +106,7 @@ class GroupOracle:
 
     def answer(self, claim: Claim, action: Action, results: Results, asked: int) -> None:
         """A leader says what became of a settlement that began when so much was committed."""
-        held = self._held.get((id(claim.machine), id(claim.group)), {})
+        held = claim.machine.held.get(claim.group, {})
         model = self._model(claim.machine, claim.group)
         for first, last, outcome in results:
             if outcome is Outcome.ALREADY and model is not None:
@@ -114,7 +115,7 @@ class GroupOracle:
                 continue
             for offset in range(first, min(last, first + 10_000) + 1):
                 if isinstance(action, Extend):
-                    held[offset] = _Holder(claim.member, claim.machine.process.now + action.deadline_us)
+                    held[offset] = Holder(claim.member, claim.machine.process.now + action.deadline_us)
                     continue
                 held.pop(offset, None)
                 if model is not None:

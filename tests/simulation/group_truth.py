@@ -63,6 +63,7 @@ class GroupModel:
         """Whether it was not settled before."""
         self.settled_at[offset] = position
         self.failed.pop(offset, None)
+        self.back.discard(offset)
         new = offset not in self.settled
         self.settled.add(offset)
         return new
@@ -79,7 +80,6 @@ class GroupModel:
         if self.settle(position, offset):
             self.rejected += 1
             self.letters[number] = offset
-            self.back.discard(offset)
 
     def redrive(self, number: int, offset: int) -> bool:
         """A letter leaves the box; whether its message is pending again: not when a seek has dealt with it since."""

@@ -41,6 +41,7 @@ from tests.simulation.group_plan import GroupsPlan
 from tests.simulation.kernel import Violation
 
 if TYPE_CHECKING:
+    from tests.simulation.group_oracle import Holder
     from tests.simulation.replica import Hosted
     from tests.simulation.seats import Seat
     from tests.simulation.world import World
@@ -95,6 +96,7 @@ class Machine:
         self.rng = self.world.group_rng
         self.log = hosted.log
         self.seats: list[Seat] = []
+        self.held: dict[Group, dict[int, Holder]] = {}  # by offset: what has been handed out
         self.compared: object = None  # the state of the groups that was last found right
         self._naming: tuple[int, int] | None = None
         self._after_append = False
@@ -211,6 +213,7 @@ class Machine:
         elif replicated.leading:
             stop_leading(self.store, self.shard, "")
             self.replicated.appended_here = self._appended
+            self.held.clear()
             seats, self.seats = self.seats, []
             for seat in seats:
                 seat.end()

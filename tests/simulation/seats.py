@@ -22,6 +22,12 @@ FOR_EVER = 1_000_000 * SECOND
 HELD_BACK_US = 20_000  # until a leader looks again whether it may deliver
 
 
+def machine_of(process: Process, shard: int) -> Machine | None:
+    """What groups are in, of a replica that is open there."""
+    hosted = process.hosted.get(shard)
+    return None if hosted is None else hosted.machine
+
+
 class Seat:
     """One membership, at the node: what a subscription is there. Its consumer may be gone without a word."""
 
@@ -165,7 +171,7 @@ class Consumer:
             process.run(self._at_node, (process,))
 
     def _at_node(self, process: Process) -> None:
-        machine = process.machine(self.shard)
+        machine = machine_of(process, self.shard)
         if machine is None or not machine.serving or self._seat is not None:
             return
         try:
@@ -248,7 +254,7 @@ class Operator:
             process.run(self._at_node, (process,))
 
     def _at_node(self, process: Process) -> None:
-        machine = process.machine(self.shard)
+        machine = machine_of(process, self.shard)
         group = machine.group(self.rng.choice(self.plan.groups).name) if machine is not None else None
         if machine is None or group is None or not machine.serving or group.made_at > machine.shard.committed:
             return

@@ -77,6 +77,18 @@ def test_lines_and_templates_keep_their_order(cli: Cli, tmp_path: Path) -> None:
     assert cli("sub", "msg.b", "--from", "2505", "--count", "1").lines[0]["key"] == "k2500"
 
 
+def test_a_pattern_shows_whose_each_message_is(cli: Cli) -> None:
+    for channel in ("msg.many.a", "msg.many.b", "msg.many.b.c"):
+        cli("pub", channel, f"to {channel}")
+    found = cli("sub", "msg.many.*", "--from", "earliest", "--count", "2").lines
+    assert {line["channel"]: line["data"] for line in found} == {f"msg.many.{x}": f"to msg.many.{x}" for x in "ab"}
+    assert len(cli("sub", "msg.many.>", "--group", "g", "--count", "3").lines) == 3
+    assert cli("group", "info", "msg.many.b.c", "g", "-o", "json").json["settled_below"] == 1
+    refused = cli("sub", "msg.many.>", "--from", "7")
+    assert (refused.code, refused.out) == (2, "")
+    assert "open.start.offset" in refused.err
+
+
 def test_an_empty_input_is_an_error_and_publishes_nothing(cli: Cli) -> None:
     ran = cli("pub", "msg.c", "--lines", "-")
     assert (ran.code, ran.out) == (1, "")

@@ -6,14 +6,16 @@ from typing import Any
 
 from ringpost.node.delivery.opening import make_group
 from ringpost.node.groups.changes import Ack, Nack, Outcome
+from ringpost.node.replicas.receive import Receiving
 from ringpost.node.shard.consumers import cursor_name, cursors_of, find_cursor
 from ringpost.node.shard.group import Group
-from ringpost.node.shard.group_frames import delete_group
+from ringpost.node.shard.group_frames import delete_group, seek_group
 from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.snapshot import snapshot_shard
 from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.replicas.rig import Cluster, Node
+from tests.node.replicas.test_snapshot import NAMES, sent
 from tests.node.shard.test_settle_any import Member
 
 S = 1_000_000
@@ -67,3 +69,37 @@ async def test_places_fail_over_and_a_deleted_group_takes_them_along(tmp_path: P
             lambda: all(places(node, shard) == [] for node in cluster.nodes.values() if node.running),
             "they are gone everywhere",
         )
+
+
+async def test_a_copy_that_is_made_anew_has_the_places_and_knows_of_seeks(tmp_path: Path) -> None:
+    async with Cluster(tmp_path) as cluster:
+        leader = cluster.leader(1)
+        assert leader is not None
+        await leader.publish(NAMES[0], *(f"m{number}" for number in range(6)))
+        settings = GroupSettings.of(GroupConfig(mode=GroupMode.GROUP_MODE_BROADCAST))
+        channel = leader.storage.store.find(NAMES[0])
+        await make_group(channel, "g", settings, 0)
+        ann = await make_group(channel, cursor_name("g", "ann"), settings, 0)
+        await settled(ann, Ack(), 0, 3)
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        seek_group(ann, 2, done.set_result)
+        async with asyncio.timeout(20):
+            assert await done is None
+
+        async def nothing() -> None:
+            """Meanwhile."""
+
+        parts = await sent(leader, leader.shards[1], after=1, then=nothing)
+        other = next(node for node in cluster.nodes.values() if node is not leader)
+        local = other.shards[1].replicated
+        assert local is not None
+        receiving, complete = Receiving(other.storage.store, other.shards[1], local.replica_id, 1), asyncio.Event()
+        assert [problem for part in parts if (problem := receiving.take(part, lambda _: complete.set()))] == []
+        async with asyncio.timeout(20):
+            await complete.wait()
+        assert receiving._restoring is not None
+        (copy,) = receiving._restoring.shard.channels.values()
+        groups = {name: (group.core.settled_below, group.era) for name, group in (copy.groups or {}).items()}
+        receiving.abandon()
+        assert groups == {"g": (0, 0), "g/ann": (2, ann.era)}
+        assert ann.era > 0

@@ -180,3 +180,20 @@ async def test_extend_after_expiry_says_so(nodes: Nodes) -> None:
     await nothing_in_flight(nodes.clients["n3"], channel)
     assert await settle(nodes.clients["n3"], channel, [batch.lease_token], extend=Extend()) == [(0, 2, EXPIRED)]
     stream.cancel()
+
+
+async def test_an_old_token_on_a_relayed_stream_leaves_what_that_stream_has(nodes: Nodes) -> None:
+    """The entry node knows what reached the client; an answer about another delivery says nothing of that."""
+    channel = nodes.channel("n2")
+    await fill(nodes.clients["n2"], channel, 0, 5)
+    stream, (batch,) = await leased(nodes.clients["n1"], channel, 5)
+    subscriber = Subscriber(nodes.clients["n1"], channel, group="g")
+    await subscriber.open()
+    stream.cancel()
+    await subscriber.take(5)
+    token = batch.lease_token
+    assert await subscriber.settle(lease_token=token) == [(0, 4, EXPIRED)]
+    assert await subscriber.settle((1, 1), lease_token=token, nack=Nack()) == [(1, 1, EXPIRED)]
+    assert await subscriber.settle((4, 4), cumulative=True) == [(0, 4, DONE)]
+    assert await subscriber.settle(lease_token=token) == [(0, 4, ALREADY)]
+    await subscriber.end()

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from ringpost.node.delivery.fan import Fan
+from ringpost.node.routing.relayed_member import RelayedMember
 from ringpost.v1.channel_pb2 import AddChannelRequest, DeleteChannelRequest, PurgeChannelRequest
 from ringpost.v1.common_pb2 import GroupMode, Start
 from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig, ListGroupsRequest
@@ -273,6 +274,25 @@ async def test_an_exclusive_group_has_one_reader_of_all_and_a_failover_group_a_s
     assert standby.got == {key: [0, 1] for key in CHANNELS}
 
 
+async def test_in_a_broadcast_group_each_consumer_has_its_place_in_every_channel(nodes: Nodes) -> None:
+    for channel in CHANNELS:
+        await fill(nodes.clients["n1"], channel, 0, 3)
+    told = {"group": "b", "mode": GroupMode.GROUP_MODE_BROADCAST}
+    ann = PatternReader(nodes.clients["n2"], "orders.*", consumer="ann", **told)
+    bob = PatternReader(nodes.clients["n3"], "orders.*", consumer="bob", **told)
+    for reader in (ann, bob):
+        await reader.open()
+        await reader.take(3 * len(CHANNELS))
+        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
+    for channel in CHANNELS:
+        assert await ann.settle(channel, (0, 1)) == [(0, 1, Outcome.OUTCOME_DONE)]
+    ann.stream.cancel()
+    again = PatternReader(nodes.clients["n1"], "orders.*", consumer="ann", **told)
+    await again.open()
+    await again.take(len(CHANNELS))
+    assert again.got == {channel: [2] for channel in CHANNELS}
+
+
 # -- leaders change ---------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +313,38 @@ async def test_channels_go_on_without_loss_or_doubles_when_their_shards_move(nod
     assert {channel: reader.got[channel] for channel in CHANNELS} == {key: list(range(40)) for key in CHANNELS}
     assert all(reader.got[f"orders.later{round_}"] == list(range(10)) for round_ in (1, 2, 3))
     assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
+
+
+def fan_of(nodes: Nodes, node: str) -> Fan:
+    """The one subscription to a pattern that a client has on a node."""
+    flows = (flow for session in nodes.servers[node].hub.sessions for flow in session.subscriptions.values())
+    (fan,) = (flow for flow in flows if isinstance(flow, Fan))
+    return fan
+
+
+async def test_who_asked_a_leader_for_credit_and_lost_it_is_lent_some_at_the_next(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 5)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST, credit=0)
+    await reader.open()
+    fan = fan_of(nodes, "n1")
+    for turn, to in enumerate(("n2", "n3", "n2", "n3", "n2"), start=1):
+        async with asyncio.timeout(20):
+            while len(fan._loans._waits) < len(CHANNELS):  # until all have asked
+                await asyncio.sleep(0.01)
+        before = {shard: led[0] for shard, led in nodes.world.leaders.items() if led}
+        nodes.world.assign(dict.fromkeys(range(nodes.world.shard_count)))
+        relayed = {number for number, flow in fan._inner.subscriptions.items() if isinstance(flow, RelayedMember)}
+        assert not fan._loans._waits & relayed, "what the old leader asked for is not the new one's"
+        nodes.world.assign(before)
+        for shard in range(nodes.world.shard_count):
+            await nodes.hand_over(shard, to)
+        await reader.grant(turn * 5 * len(CHANNELS))
+        await reader.take(5 * len(CHANNELS))
+        for channel in CHANNELS:
+            await fill(client, channel, turn * 5, turn * 5 + 5)
+    assert reader.got == {channel: list(range(25)) for channel in CHANNELS}
 
 
 async def test_a_group_s_leases_come_again_from_the_new_leader_and_what_was_acked_does_not(nodes: Nodes) -> None:
@@ -343,12 +395,7 @@ async def test_a_client_that_does_not_read_costs_a_window(nodes: Nodes) -> None:
     reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
     await reader.open()
     await asyncio.sleep(0.5)
-    (fan,) = (
-        flow
-        for session in nodes.servers["n1"].hub.sessions
-        for flow in session.subscriptions.values()
-        if flow.number == 1 and isinstance(flow, Fan)
-    )
+    fan = fan_of(nodes, "n1")
     assert fan._loans.held_bytes <= (4 << 20) + 2 * 1_000_000
     assert fan.credit.sent_bytes < 20 << 20, "most of it has not left the leaders"
     await reader.take(40 * len(CHANNELS))

@@ -135,6 +135,19 @@ def test_a_consumer_goes_alone_and_a_group_with_all() -> None:
     check_replay(rig)
 
 
+def test_a_consumer_whose_deletion_is_not_committed_takes_part_in_what_is() -> None:
+    """With another leader it may yet stay, and must then be as on all other copies."""
+    rig = Rig()
+    group = broadcast(rig, "ann", "bob")
+    ann, bob = cursors_of(group)
+    pause_group(group, True, Outcomes())
+    set_group(group, GroupConfig(max_in_flight=7), Outcomes())
+    delete_group(ann, Outcomes())
+    delete_group(group, Outcomes())
+    rig.commit(2)
+    assert [(one.paused, one.settings.max_in_flight) for one in (group, ann, bob)] == [(True, 7)] * 3
+
+
 def test_whose_place_it_is_must_be_said_and_only_there() -> None:
     rig = Rig()
     group = broadcast(rig, "ann")

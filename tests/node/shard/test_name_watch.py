@@ -72,6 +72,24 @@ def test_another_leadership_is_listed_again_and_nothing_else_is() -> None:
     assert [one.epoch for one in watcher.news] == [shard.epoch]
 
 
+def test_a_shard_that_comes_while_others_go_is_listed() -> None:
+    rig = leading()
+    rig.channel("a")
+    shard = rig.store.find("a").shard.number
+    led, rig.store._led = (
+        rig.store._led,
+        [*[0] * shard, rig.store._led[shard], *[0] * (len(rig.store.shards) - shard - 1)],
+    )
+    watcher = Watcher(rig)
+    watcher.watch.begin(">")
+    watcher.watch.begin("a")
+    assert watcher.watch.list_next()
+    rig.store._led = [0 if number == shard else epoch for number, epoch in enumerate(led)]
+    watcher.news.clear()
+    watcher.listed()
+    assert {one.shard for one in watcher.news} == set(range(len(rig.store.shards))) - {shard}
+
+
 def test_an_ended_pattern_and_a_closed_watcher_hear_nothing() -> None:
     rig = leading()
     first, second = Watcher(rig), Watcher(rig)
