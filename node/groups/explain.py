@@ -38,6 +38,7 @@ class Cause(IntEnum):
     LEASED = 8
     PAUSED = 9
     NO_CONSUMERS = 10
+    NOT_DUE = 11
     DELAYED = 12
     PARKED = 13
     MAX_IN_FLIGHT = 14
@@ -76,6 +77,7 @@ class Around:
 
     `letter`: the message's dead letter, `letters_unseen`: there are some that were not looked at. `settler`: who has
     settled it, where that is remembered. `expired`: the message's time to live is over.
+    `next_due_us`: when the first delayed message is due; 0: none.
     """
 
     now_us: int
@@ -85,6 +87,7 @@ class Around:
     moving: bool = False
     failover: bool = False
     expired: bool = False
+    next_due_us: int = 0
     consumers: Sequence[Consumer] = ()
     letter: Letter | None = None
     letters_unseen: bool = False
@@ -133,6 +136,8 @@ def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
     """The same for a message that may live for ever."""
     standing = core.standing(offset)
     if around.place not in {Place.STORED, Place.UNREADABLE}:
+        if around.place is Place.NOT_PUBLISHED and around.next_due_us:
+            return Explanation((Cause.NO_MESSAGE, Cause.NOT_DUE), until_us=around.next_due_us)
         return Explanation((Cause.NO_MESSAGE,))
     if around.moving:
         return Explanation((Cause.MOVING,))

@@ -73,8 +73,8 @@ def _clause(cause: Cause, case: _Case) -> str:
             return f"{what} in delivery {found.attempt} to {_named(found.consumer)}; that is on its way to the log"
         case Cause.LEASED:
             return _leased(case)
-        case Cause.DELAYED:
-            return f"waits until {show_clock(found.until_us)} because delivery {found.attempt} failed{case.why}"
+        case Cause.NOT_DUE | Cause.DELAYED:
+            return _until(cause, case)
         case Cause.PARKED:
             return _parked(case)
         case Cause.MAX_IN_FLIGHT:
@@ -88,6 +88,13 @@ def _clause(cause: Cause, case: _Case) -> str:
             return _in_line(case)
         case _:
             return _PLAIN[cause]
+
+
+def _until(cause: Cause, case: _Case) -> str:
+    time = show_clock(case.found.until_us)
+    if cause is Cause.NOT_DUE:
+        return f"may become one of the channel's delayed messages, the first of which is due at {time}"
+    return f"waits until {time} because delivery {case.found.attempt} failed{case.why}"
 
 
 def _no_message(place: Place) -> str:

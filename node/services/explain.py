@@ -104,10 +104,16 @@ def _more(channel: Channel, place: Place, frame: CachedFrame | None, expired: bo
     if frame is not None and frame.ttl_ms:
         ends = show_clock(frame.time_us + frame.ttl_ms * 1000)
         return f" Its time to live {'was over' if expired else 'is over'} at {ends}."
-    schedule = channel.shard.schedules.get(channel.number)
-    if place is Place.NOT_PUBLISHED and schedule is not None and (due := schedule.table.next_due_us) is not None:
-        return f" {schedule.table.messages:,} delayed messages are not due yet, the first at {show_clock(due)}."
+    if place is Place.NOT_PUBLISHED and (due_us := _next_due_us(channel)):
+        count = channel.shard.schedules[channel.number].table.messages
+        return f" Delayed messages that are not due yet: {count:,}, the first at {show_clock(due_us)}."
     return ""
+
+
+def _next_due_us(channel: Channel) -> int:
+    """When the first delayed message is due; 0: there is none."""
+    schedule = channel.shard.schedules.get(channel.number)
+    return 0 if schedule is None else schedule.table.next_due_us or 0
 
 
 def _group(group: Group, offset: int, place: Place, search: LetterSearch, expired: bool) -> api.GroupExplanation:
@@ -118,6 +124,7 @@ def _group(group: Group, offset: int, place: Place, search: LetterSearch, expire
         paused=group.paused,
         moving=group.seeks > 0,
         expired=expired,
+        next_due_us=_next_due_us(group.channel),
         failover=group.settings.mode == GroupMode.GROUP_MODE_FAILOVER,
         consumers=[
             Consumer(number, member.consumer, group.is_active(number), member.has_credit)

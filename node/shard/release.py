@@ -99,6 +99,8 @@ class Releaser:
                 if not _may_append(schedule):
                     return _AGAIN_US
                 entry = rest[0]
+                if self._log.clock() < entry.due_us:
+                    break  # the clock was set back while this read
                 if (frame := frames.get(entry.number)) is not None:
                     release_batch(schedule, entry, frame)
                 rest.popleft()

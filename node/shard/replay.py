@@ -20,7 +20,7 @@ from ringpost.node.shard.channel_state import pack, state_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import new_core
 from ringpost.node.shard.group_settings import GroupSettings
-from ringpost.node.shard.scheduling import load_schedules
+from ringpost.node.shard.schedule_rows import load_schedules
 from ringpost.node.shard.settle_codec import retry_of
 from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.store import Store

@@ -7,12 +7,11 @@ frame is on its way is *taken*, and is in snapshots until that has committed.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
-from ringpost.internal.v1.record_pb2 import ScheduledIdsSnapshot, ScheduleSnapshot
 from ringpost.node.errors import RingpostError
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, Header
@@ -21,7 +20,7 @@ from ringpost.node.journal.segment import segment_of
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.committed import numbers_committed, tell
 from ringpost.node.shard.deadlines import Deadlines
-from ringpost.node.shard.scheduled_ids import ScheduledIds, ScheduledRun
+from ringpost.node.shard.scheduled_ids import ScheduledIds
 from ringpost.node.shard.seen_ids import ids_of
 from ringpost.node.shard.timetable import Entry, Timetable
 from ringpost.v1.common_pb2 import Durability
@@ -357,37 +356,7 @@ def _forget_empty(schedule: Schedule) -> None:
         del schedule.shard.schedules[schedule.channel.number]
 
 
-# -- snapshots --------------------------------------------------------------------------------------------------------
-
-
-def schedule_rows(shard: "Shard") -> list[ScheduleSnapshot]:
-    """What is committed of a shard's schedules."""
-    rows = []
-    for number, schedule in shard.schedules.items():
-        row = ScheduleSnapshot(channel=number, entries=schedule.table.to_bytes())
-        if schedule.ids is not None:
-            schedule.ids.let_go(shard.last_time_us - schedule.channel.limits.dedup_window_ms * 1000)
-            row.seen.extend(
-                ScheduledIdsSnapshot(time_us=run.time_us, due_time_us=run.due_us, ids=run.ids)
-                for run in schedule.ids.runs()
-            )
-        if row.entries or row.seen:
-            rows.append(row)
-    return rows
-
-
-def load_schedules(shard: "Shard", rows: Iterable[ScheduleSnapshot]) -> None:
-    """The inverse; counts their frames as live. Raises ValueError for entries that are none."""
-    log = shard.log
-    for row in rows:
-        table = Timetable.from_bytes(row.entries)
-        runs = [ScheduledRun(run.time_us, run.due_time_us, tuple(run.ids)) for run in row.seen]
-        shard.schedules[row.channel] = Schedule(
-            shard.channels[row.channel], table, ScheduledIds(runs) if runs else None
-        )
-        for segment, length in table.bytes_by_segment().items():
-            log.ledger.add_bytes(segment, length)
-        log.schedules.entries += len(table)
+# -- whole shards ----------------------------------------------------------------------------------------------------
 
 
 def arm_all(shard: "Shard") -> None:

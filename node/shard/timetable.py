@@ -11,7 +11,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import compress, count
 from operator import ge
 from typing import NamedTuple
 
@@ -118,15 +118,18 @@ class _Page:
         """Those that are not gone."""
         return [row for row, address in enumerate(self.addresses) if address != _GONE]
 
+    def kept(self) -> "list[array[int]]":
+        """The columns without what is gone."""
+        columns = [self.numbers, self.dues, self.addresses, self.lengths, self.counts]
+        if self.live == len(self.numbers):
+            return columns
+        return [array(column.typecode, compress(column, self.addresses)) for column in columns]  # 0 is gone
+
     def shrunk(self) -> "_Page":
         """A full page without what is gone."""
-        kept = self.rows()
-        places = {row: place for place, row in enumerate(kept)}
+        places = {row: place for place, row in enumerate(self.rows())}
         page = _Page()
-        page.numbers, page.dues, page.addresses, page.lengths, page.counts = (
-            array(column.typecode, [column[row] for row in kept])
-            for column in (self.numbers, self.dues, self.addresses, self.lengths, self.counts)
-        )
+        page.numbers, page.dues, page.addresses, page.lengths, page.counts = self.kept()
         page.order = array("H", [places[row] for row in self.order[self.taken :] if row in places])
         page.waiting, page.live = None, self.live
         return page
@@ -288,11 +291,8 @@ class Timetable:
         """All entries: number, time, address, length and count, little endian, one column behind the other."""
         columns = [array(code) for code in _COLUMNS]
         for page in self._pages:
-            whole = page.live == len(page.numbers)
-            kept = () if whole else page.rows()
-            sources = (page.numbers, page.dues, page.addresses, page.lengths, page.counts)
-            for column, source in zip(columns, sources, strict=True):
-                column.extend(source if whole else array(source.typecode, [source[row] for row in kept]))
+            for column, source in zip(columns, page.kept(), strict=True):
+                column.extend(source)
         return b"".join(_little_endian(column).tobytes() for column in columns)
 
     @classmethod

@@ -144,6 +144,11 @@ async def test_messages_have_their_time_to_live(tmp_path: Path) -> None:
                 return "was over" in (await explained()).sentence
 
             await until(over, "its time is over")
+            await client.publisher.Publish(PublishRequest(channel="orders", batch=batch_of(b"x"), delay_ms=YEAR_MS))
+            coming = await client.messages.ExplainMessage(ExplainMessageRequest(channel="orders", offset=2))
+            assert "not due yet: 1, the first at" in coming.sentence
+            assert list(coming.groups[0].also) == [Cause.CAUSE_NOT_DUE]
+            assert coming.groups[0].until_time_us == (await info(client)).next_scheduled_time_us
             (told,) = (await explained()).groups
             assert (told.cause, list(told.also)) == (Cause.CAUSE_EXPIRED, [Cause.CAUSE_NO_CONSUMERS])
         node.kill()

@@ -90,6 +90,10 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """The group is paused."""
     CAUSE_NO_CONSUMERS: _Cause.ValueType  # 10
     """Nobody subscribes to the group."""
+    CAUSE_NOT_DUE: _Cause.ValueType  # 11
+    """Nobody has the offset yet, and the channel has delayed messages (PublishRequest.deliver_time_us): one of them may get it,
+    the first of them at until_time_us.
+    """
     CAUSE_DELAYED: _Cause.ValueType  # 12
     """A delivery failed, and the next one waits for its time."""
     CAUSE_PARKED: _Cause.ValueType  # 13
@@ -134,6 +138,10 @@ CAUSE_PAUSED: Cause.ValueType  # 9
 """The group is paused."""
 CAUSE_NO_CONSUMERS: Cause.ValueType  # 10
 """Nobody subscribes to the group."""
+CAUSE_NOT_DUE: Cause.ValueType  # 11
+"""Nobody has the offset yet, and the channel has delayed messages (PublishRequest.deliver_time_us): one of them may get it,
+the first of them at until_time_us.
+"""
 CAUSE_DELAYED: Cause.ValueType  # 12
 """A delivery failed, and the next one waits for its time."""
 CAUSE_PARKED: Cause.ValueType  # 13
@@ -291,7 +299,9 @@ class GroupExplanation(_message.Message):
     attempt: _builtins.int
     """LEASED, SETTLING, DEAD_LETTER: the number of that delivery. Otherwise of the last one that failed; 0: none did."""
     until_time_us: _builtins.int
-    """LEASED: when the lease ends; DELAYED: when it may be delivered. By the owner's clock; otherwise 0."""
+    """LEASED: when the lease ends; DELAYED: when it may be delivered; NOT_DUE: when the first delayed message is due. By the
+    owner's clock; otherwise 0.
+    """
     behind_offset: _builtins.int
     """PARKED: the one of its key that goes first. KEY_UNKNOWN: the lowest whose key is not known. In other modes, of a message
     that was never delivered: the lowest such one. Absent when it is this one.

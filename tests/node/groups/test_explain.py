@@ -324,3 +324,12 @@ def test_what_has_expired_is_not_delivered_any_more() -> None:
     assert told(group, 0, expired=True)[0].causes == (Cause.EXPIRED, Cause.LEASED), "its consumer may still ack it"
     settle(group, ANN, Ack(), (0, 0))
     assert told(group, 0, expired=True)[0].causes == (Cause.SETTLING,)
+
+
+def test_an_offset_that_nobody_has_may_become_a_delayed_message() -> None:
+    group = new_group()
+    found, says = told(group, END, place=Place.NOT_PUBLISHED, next_due_us=90 * SECOND)
+    assert (found.causes, found.until_us) == ((Cause.NO_MESSAGE, Cause.NOT_DUE), 90 * SECOND)
+    assert says.endswith("delayed messages, the first of which is due at 1970-01-01T00:01:30.000Z.")
+    assert told(group, END, place=Place.NOT_PUBLISHED)[0].causes == (Cause.NO_MESSAGE,)
+    assert told(group, 0, next_due_us=90 * SECOND)[0].causes == (Cause.IN_LINE,)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from crc32c import crc32c
 
-from ringpost.node.errors import AlreadyExists, DataLoss, Exhausted, Precondition
+from ringpost.node.errors import AlreadyExists, DataLoss, Exhausted, Precondition, Unavailable
 from ringpost.node.journal.frame import FLAG_REWRITTEN, FrameType, encode_header
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.shard import Publish
@@ -374,6 +374,43 @@ def test_what_cannot_be_read_stays_and_holds_up_nobody() -> None:
     rig, channel = again(rig)
     passes(rig, 1)
     assert texts(rig, channel) == ["a", "c", "bad"], "it is tried again at the next start"
+
+
+def test_what_was_taken_and_could_not_be_released_is_taken_again() -> None:
+    rig = Rig(cache_bytes=0)
+    channel = rig.channel()
+    for text in ("a", "b"):
+        delayed(rig, channel, 5, text)
+    fetch, failures = rig._fetch, [Unavailable("another copy takes over"), OSError("no such luck")]
+
+    async def fails_at_first(owner: Channel, rows: list[tuple[int, int]]) -> Any:
+        if failures:
+            raise failures.pop(0)
+        return await fetch(owner, rows)
+
+    rig.reading._fetch = fails_at_first
+    passes(rig, 5.5)
+    assert texts(rig, channel) == []
+    passes(rig, 5)
+    assert texts(rig, channel) == ["a", "b"]
+
+
+def test_a_clock_that_is_set_back_makes_nothing_early() -> None:
+    rig = Rig(cache_bytes=0)
+    channel = rig.channel()
+    delayed(rig, channel, 5, "x")
+    due_us, fetch = rig.time.now_us + 5 * SECOND, rig._fetch
+
+    async def sets_it_back(owner: Channel, rows: list[tuple[int, int]]) -> Any:
+        if len(rig.reads) == 0:
+            rig.time.now_us -= 3 * SECOND
+        return await fetch(owner, rows)
+
+    rig.reading._fetch = sets_it_back
+    passes(rig, 6)
+    passes(rig, 60)
+    assert texts(rig, channel) == ["x"]
+    assert rig.journal.frames[-1].decoded.time_us >= due_us
 
 
 def test_a_full_disk_makes_them_late_and_loses_nothing() -> None:
