@@ -261,6 +261,7 @@ class Client:
         *,
         group: str | None = None,
         mode: str | None = None,
+        filter: str | None = None,
         start: Start | None = None,
         prefetch: int | None = None,
         prefetch_bytes: int = _PREFETCH_BYTES,
@@ -273,13 +274,18 @@ class Client:
         `mode`: how the group shares its messages, "shared", "key_ordered", "exclusive" or "failover": it is made so by
         first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive group that has
         its consumer already a newcomer raises `Exhausted`.
+        `filter`: only messages that this lets through, such as `headers["region"] == "eu" && key != ""`; a wrong one
+        raises `InvalidRequest` with the place of the mistake. A group is made with it by first use, and one that has
+        another raises `Precondition`; what is filtered out counts as acked there.
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
         `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, filter, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap
+        )
         return self._keep(Subscription(made))
 
     async def subscribe(
@@ -289,6 +295,7 @@ class Client:
         *,
         group: str | None = None,
         mode: str | None = None,
+        filter: str | None = None,
         start: Start | None = None,
         max_concurrency: int = 10,
         ordered: bool = False,
@@ -310,7 +317,9 @@ class Client:
         whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
-        made = self._consumer(channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap)
+        made = self._consumer(
+            channel, group, mode, filter, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap
+        )
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
 
@@ -363,7 +372,7 @@ class Client:
         check_name("group", group)
         durability_value(durability)
         window = prefetch or 2 * max_concurrency
-        made = self._consumer(channel, group, None, None, window, _PREFETCH_BYTES, consumer, 10.0, None)
+        made = self._consumer(channel, group, None, None, None, window, _PREFETCH_BYTES, consumer, 10.0, None)
         pool = ResponderPool(
             made,
             handler,
@@ -402,6 +411,7 @@ class Client:
         channel: str,
         group: str | None,
         mode: str | None,
+        filter: str | None,
         start: Start | None,
         window_messages: int,
         window_bytes: int,
@@ -416,6 +426,7 @@ class Client:
         elif mode is not None:
             raise refused("mode", "says something only with a group")
         text_bytes("consumer", consumer)
+        text_bytes("filter", filter or "")
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
         if not 1 <= heartbeat_interval <= 300:
@@ -424,6 +435,7 @@ class Client:
             channel=channel,
             group=group or "",
             mode=mode_value(mode),
+            filter=filter or "",
             consumer=consumer,
             start=None if group else start_of(start),
             window_messages=window_messages,
@@ -433,10 +445,12 @@ class Client:
             close_timeout=self.options.close_timeout,
             max_lease=self.options.max_lease,
         )
-        prepare = self._group_maker(channel, group, mode, start)
+        prepare = self._group_maker(channel, group, mode, filter, start)
         return Consumer(self._connections, self._router, request, prepare=prepare, on_gap=on_gap)
 
-    def _group_maker(self, channel: str, group: str | None, mode: str | None, start: Start | None) -> Any:
+    def _group_maker(
+        self, channel: str, group: str | None, mode: str | None, filter: str | None, start: Start | None
+    ) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""
         if not group or start is None:
             return None
@@ -444,7 +458,7 @@ class Client:
 
         async def make() -> None:
             try:
-                await self.groups.add(channel, group, start=start, mode=mode)
+                await self.groups.add(channel, group, start=start, mode=mode, filter=filter)
             except AlreadyExists:
                 return
 

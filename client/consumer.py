@@ -237,6 +237,7 @@ class Consumer:
         command.open.channel = request.channel
         command.open.group = request.group
         command.open.mode = request.mode
+        command.open.filter = request.filter
         command.open.consumer = request.consumer
         command.open.heartbeat_interval_ms = request.heartbeat_interval_ms
         command.open.credit.CopyFrom(credit.grant())

@@ -36,6 +36,7 @@ def _check(group: str, no_ack: bool, mode: str | None, **_: object) -> None:
 @click.option(
     "--mode", type=click.Choice(list(MODES)), help="With --group: the mode that it must have, or is made with."
 )
+@click.option("--filter", help="Only what this lets through, such as 'headers.region == \"eu\"' (a part of CEL).")
 @click.option("--from", "begin", type=place, help="Where to begin (10m: so long ago).")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--text", is_flag=True, help="Payloads only, one a line.")
@@ -47,6 +48,7 @@ async def sub(
     channel: str,
     group: str,
     mode: str | None,
+    filter: str | None,
     begin: Place | None,
     count: int | None,
     text: bool,
@@ -66,7 +68,9 @@ async def sub(
     # Asking for no more than is wanted leaves the rest to the other members of the group.
     prefetch = count and min(count, 1_000)
     with _outages_told():
-        async with mq.subscription(channel, group=group, mode=mode, start=start, prefetch=prefetch) as subscription:
+        async with mq.subscription(
+            channel, group=group, mode=mode, filter=filter, start=start, prefetch=prefetch
+        ) as subscription:
             async for batch in subscription.batches():
                 messages = batch.messages[:left]
                 for message in messages:

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from ringpost.cluster.names import group_problem
 from ringpost.node.delivery.certainty import SURE_S, becomes_sure
+from ringpost.node.delivery.filtered import FilteredCursor
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
+from ringpost.node.filters.filter import checked
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
@@ -52,7 +54,9 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         # Another node may lead by now, and have what the client has seen.
         await _know_for_sure(hub, channel)
         offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
-    return Opening(channel, Cursor(channel, offset), max(offset, channel.first_offset), 0)
+    wanted = checked(command.filter, "open.filter")
+    cursor = Cursor(channel, offset) if wanted is None else FilteredCursor(channel, offset, wanted)
+    return Opening(channel, cursor, max(offset, channel.first_offset), 0)
 
 
 async def _know_for_sure(hub: Hub, channel: Channel) -> None:

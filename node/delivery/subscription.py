@@ -8,6 +8,7 @@ from crc32c import crc32c
 from ringpost.node.delivery.commands import settle_action
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import Piece, deliver, piece
+from ringpost.node.delivery.filtered import FilteredCursor, look_ahead
 from ringpost.node.delivery.flow import SettleReply
 from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
@@ -26,6 +27,8 @@ from ringpost.node.tracing import now_ns
 
 # Larger frames are delivered in parts: a client's gRPC takes 4 MiB at a time unless it is told otherwise.
 WHOLE_FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+# In one delivery; each that is cut costs as much as some ten messages, so many of them would hold the loop.
+PIECES_MAX = 256
 
 
 class Subscription:
@@ -146,16 +149,17 @@ class Subscription:
         if isinstance(source, Membership) and not self.hub.may_deliver(source.group.channel.shard.number):
             self.hub.hold_back(self)
             return None
-        while isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:
-            self.session.gap(self, missing)
+        self.skip_gaps()
         pieces: list[Piece] = []
         key = [self.number]
         size = messages = 0
-        while credit.open and size < bytes_max:
+        while credit.open and size < bytes_max and len(pieces) < PIECES_MAX:
+            if isinstance(source, FilteredCursor) and not look_ahead(self, source, may_skip=not pieces):
+                break
             wanted = source.next(self._messages_max(), now_us)
             if wanted is None:
                 break
-            found = self._find(wanted)
+            found = self.find(wanted)
             if found is None:
                 break
             address, frame = found
@@ -183,6 +187,14 @@ class Subscription:
         if -1 in key or not self._has_company:
             return deliver(self.number, pieces)
         return self.hub.shared(tuple(key), lambda: deliver(self.number, pieces))
+
+    def skip_gaps(self) -> bool:
+        """Tells of messages that will not come, where they are next; whether there were any."""
+        found = False
+        while isinstance(self.source, Cursor) and (missing := self.source.skip_gap()) is not None:
+            self.session.gap(self, missing)
+            found = True
+        return found
 
     @property
     def _has_company(self) -> bool:
@@ -237,7 +249,7 @@ class Subscription:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
+    def find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
         """The frame that holds the first wanted offset; None when it must be read first."""
         assert self.channel is not None, "begun"
         index = self.channel.index

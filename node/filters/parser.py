@@ -30,10 +30,11 @@ from ringpost.node.filters.terms import (
 )
 
 DEPTH_MAX = 32
-_RESERVED = frozenset(
-    "true false null in as break const continue else for function if import let loop package namespace return var void "
-    "while".split()
+_WORDS = (
+    "true false null in as break const continue else for function if import let loop package"
+    " namespace return var void while"
 )
+_RESERVED = frozenset(_WORDS.split())
 _LITERALS = (Kind.STRING, Kind.INT)
 _NAMES = ", ".join(sorted(VARIABLES))
 _METHODS = ", ".join(f"{name}()" for name in (*METHODS, "size"))

@@ -15,6 +15,7 @@ from ringpost.v1.publish_pb2 import Message
 TEXT_MAX = 16_384
 
 Evaluate = Callable[[Message], Any]
+Condition = Callable[[Message], bool]
 
 
 class Type(Enum):
@@ -134,7 +135,7 @@ def decided(operands: Sequence[Evaluate], by: bool) -> Evaluate:
         failure: LookupError | None = None
         for operand in operands:
             try:
-                if operand(message) is by:
+                if operand(message) == by:
                     return by
             except LookupError as error:
                 failure = error

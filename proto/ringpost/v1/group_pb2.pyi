@@ -98,6 +98,7 @@ class GroupConfig(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_AGE_MS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_BYTES_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     mode: _common_pb2.GroupMode.ValueType
     """Fixed when the group is made. Unset: SHARED."""
     ack_deadline_ms: _builtins.int
@@ -120,6 +121,11 @@ class GroupConfig(_message.Message):
     """The oldest dead letters go while all of them take more bytes, about; 0: no limit. Default: 1,073,741,824;
     AddGroup with more needs `manage` on the channel.
     """
+    filter: _builtins.str
+    """Only messages that this lets through are delivered, see OpenSubscription.filter; the others count as acked when the
+    group has come to them. Empty, the default: all. SetGroup with another one closes the group's subscriptions with
+    UNAVAILABLE, GROUP_MOVED; it counts for all messages that are not settled then, but for those that have failed.
+    """
     @_builtins.property
     def retry(self) -> Global___RetryPolicy:
         """Default: none; an empty one is none, too."""
@@ -135,10 +141,11 @@ class GroupConfig(_message.Message):
         dead_letters: _builtins.bool | None = ...,
         dead_letter_age_ms: _builtins.int | None = ...,
         dead_letter_bytes: _builtins.int | None = ...,
+        filter: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ack_deadline_ms: _TypeAlias = _typing.Literal["ack_deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__ack_deadline_ms: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms"]  # noqa: Y015
@@ -148,6 +155,8 @@ class GroupConfig(_message.Message):
     _WhichOneofArgType__dead_letter_bytes: _TypeAlias = _typing.Literal["_dead_letter_bytes", b"_dead_letter_bytes"]  # noqa: Y015
     _WhichOneofReturnType__dead_letters: _TypeAlias = _typing.Literal["dead_letters"]  # noqa: Y015
     _WhichOneofArgType__dead_letters: _TypeAlias = _typing.Literal["_dead_letters", b"_dead_letters"]  # noqa: Y015
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
     _WhichOneofReturnType__max_in_flight: _TypeAlias = _typing.Literal["max_in_flight"]  # noqa: Y015
@@ -160,6 +169,8 @@ class GroupConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter_bytes) -> _WhichOneofReturnType__dead_letter_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letters) -> _WhichOneofReturnType__dead_letters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
     @_typing.overload
@@ -190,6 +201,7 @@ class GroupInfo(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     LAG_BYTES_FIELD_NUMBER: _builtins.int
     LAG_MS_FIELD_NUMBER: _builtins.int
+    FILTERED_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """The channel it reads."""
     name: _builtins.str
@@ -221,6 +233,8 @@ class GroupInfo(_message.Message):
     """How long ago the oldest pending message was appended, by the owner's clock; 0 when none is pending. Absent when that
     cannot be told: it cannot be read, or, in a list, it is on disk only and the list has looked at 100 such groups.
     """
+    filtered: _builtins.int
+    """Settled because a filter did not let them through, since the group was made; a seek brings some of them again."""
     @_builtins.property
     def config(self) -> Global___GroupConfig:
         """Every field present."""
@@ -249,10 +263,11 @@ class GroupInfo(_message.Message):
         paused: _builtins.bool = ...,
         lag_bytes: _builtins.int = ...,
         lag_ms: _builtins.int | None = ...,
+        filtered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "config", b"config", "lag_ms", b"lag_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "filtered", b"filtered", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
     _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015

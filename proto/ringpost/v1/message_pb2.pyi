@@ -74,6 +74,8 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """There is nothing to deliver; see ExplainMessageResponse.state."""
     CAUSE_MOVING: _Cause.ValueType  # 2
     """A seek of the group is on its way to the log."""
+    CAUSE_FILTERED: _Cause.ValueType  # 4
+    """The group's filter does not let it through: it counts as acked, or will when the group comes to it."""
     CAUSE_SETTLED: _Cause.ValueType  # 6
     """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
     CAUSE_SETTLING: _Cause.ValueType  # 7
@@ -112,6 +114,8 @@ CAUSE_NO_MESSAGE: Cause.ValueType  # 1
 """There is nothing to deliver; see ExplainMessageResponse.state."""
 CAUSE_MOVING: Cause.ValueType  # 2
 """A seek of the group is on its way to the log."""
+CAUSE_FILTERED: Cause.ValueType  # 4
+"""The group's filter does not let it through: it counts as acked, or will when the group comes to it."""
 CAUSE_SETTLED: Cause.ValueType  # 6
 """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
 CAUSE_SETTLING: Cause.ValueType  # 7

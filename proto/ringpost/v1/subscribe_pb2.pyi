@@ -105,6 +105,7 @@ class OpenSubscription(_message.Message):
     CREDIT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     """Chosen by the client, above 0. One that is in use on this stream ends the stream with INVALID_ARGUMENT."""
     channel: _builtins.str
@@ -123,6 +124,18 @@ class OpenSubscription(_message.Message):
     mode: _common_pb2.GroupMode.ValueType
     """The mode that the group shall have: it is made so by first use, and the opening fails with FAILED_PRECONDITION,
     GROUP_MODE (metadata mode, wanted) when it has another. Unset: whichever it has; made by first use it is SHARED.
+    """
+    filter: _builtins.str
+    """Only messages that this lets through: an expression in a part of CEL, at most 1,024 bytes; empty: all. The owner looks
+    at the messages, and credit counts those that are sent. INVALID_ARGUMENT names line and column of a mistake.
+
+    There are `key` (as text), `headers` (a map), `message_id`, `producer_time_us` and `size` (bytes of the payload);
+    == != < <= > >= && || ! and parentheses; `in` with a list of literals or with headers; headers["x"], headers.x,
+    has(headers.x); startsWith(), endsWith(), contains() and size(). What it cannot tell of a message, since a header is
+    missing, is not let through; what has more than 16,384 characters counts as missing.
+
+    With a group: the filter that the group shall have, as for `mode`: it is made with it by first use, and the opening
+    fails with FAILED_PRECONDITION, GROUP_FILTER (metadata filter, wanted) when it has another. Empty: whichever it has.
     """
     @_builtins.property
     def start(self) -> _common_pb2.Start:
@@ -143,10 +156,11 @@ class OpenSubscription(_message.Message):
         credit: Global___Credit | None = ...,
         heartbeat_interval_ms: _builtins.int = ...,
         mode: _common_pb2.GroupMode.ValueType = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "mode", b"mode", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "filter", b"filter", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "mode", b"mode", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 Values are Python's; FAILS stands for an evaluation that fails, as CEL has it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ def value_of(node: Node, message: Message) -> Any:
     if FAILS in values:
         return FAILS
     first, second = values[0], values[-1]
-    results = {
+    results: dict[str, Callable[[], Any]] = {
         "indexed": lambda: headers.get(first, FAILS),
         "!": lambda: not first,
         "size": lambda: len(first),
@@ -103,7 +104,7 @@ def _node(kind: str, *parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Node]:
 words = st.sampled_from(WORDS)
 numbers = st.integers(-3, 10) | st.sampled_from([2**63 - 1, -(2**63)])
 names = st.sampled_from(NAMES)
-texts = st.deferred(
+texts: st.SearchStrategy[Node] = st.deferred(
     lambda: (
         _node("literal", words)
         | _node("variable", st.sampled_from(["key", "message_id"]))
