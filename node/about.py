@@ -117,6 +117,7 @@ class About:
             delivered_bytes=delivered.bytes,
             settled_messages=dict(delivered.settled),
             redelivered_messages=delivered.redeliveries,
+            filtered_messages=dict(storage.reading.sieve.filtered),
             streams={"publish": len(self.publisher.sessions), "subscribe": len(self.hub.sessions)},
             subscriptions=self.hub.subscriptions,
             channels=len(store),

@@ -59,6 +59,9 @@ class Stats:
     settled_messages: Mapping[str, int] = counts("outcome", "messages", "Messages in settlements, by outcome.")
     redelivered_messages: int = count("messages", "Messages sent with an attempt above 1.")
 
+    filtered_messages: Mapping[str, int] = counts(
+        "by", "messages", "Looked at and not let through by a filter: of a subscription, each counts, or of a group."
+    )
     dead_lettered_messages: int = count("messages", "Messages given up and kept as dead letters here.")
 
     streams: Mapping[str, int] = gauges("kind", "streams", "Open streams: publish or subscribe.")

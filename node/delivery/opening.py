@@ -16,7 +16,7 @@ from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
-from ringpost.node.shard.modes import check_mode, modes_allowed
+from ringpost.node.shard.modes import check_filter, check_mode, modes_allowed
 from ringpost.node.shard.reading import Reading, check_offset
 from ringpost.node.shard.store import Store
 from ringpost.v1.common_pb2 import GroupMode, Start
@@ -44,6 +44,7 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         if group.removed:
             raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
         check_mode(group.name, group.settings.mode, command.mode)
+        check_filter(group.name, group.settings.filter, command.filter)
         group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
@@ -95,7 +96,7 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
         return hub.store.find_group(channel, command.group)
     hub.store.check_groups()
     start = await resolve_start(hub.reading, channel, command.start, channel.first_offset, "open.start")
-    settings = GroupSettings.of(GroupConfig(mode=command.mode))
+    settings = GroupSettings.of(GroupConfig(mode=command.mode, filter=command.filter))
     return await make_group(channel, command.group, settings, start)
 
 

@@ -5,7 +5,7 @@ matters.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -26,10 +26,11 @@ class Place(IntEnum):
 
 
 class Cause(IntEnum):
-    """Numbers of `ringpost.v1.Cause`, which describes them; 3 to 5 are for kinds of settled, such as dead letters."""
+    """Numbers of `ringpost.v1.Cause`, which describes them; 3 and 5 are for kinds of settled, such as dead letters."""
 
     NO_MESSAGE = 1
     MOVING = 2
+    FILTERED = 4
     SETTLED = 6
     SETTLING = 7
     LEASED = 8
@@ -56,7 +57,10 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active."""
+    """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active.
+
+    `filtered`: the group's filter does not let the message through, which counts before its first delivery.
+    """
 
     now_us: int
     max_in_flight: int
@@ -64,6 +68,7 @@ class Around:
     paused: bool = False
     moving: bool = False
     failover: bool = False
+    filtered: bool = False
     consumers: Sequence[Consumer] = ()
 
     @property
@@ -101,6 +106,8 @@ def explain(core: GroupCore, offset: int, around: Around) -> Explanation:
         return Explanation((Cause.NO_MESSAGE,))
     if around.moving:
         return Explanation((Cause.MOVING,))
+    if around.filtered and standing.held is None and standing.settling is None and standing.failed is None:
+        return Explanation((Cause.FILTERED,))
     if standing.settled:  # kinds of it, such as a dead letter, are looked for here
         return Explanation((Cause.SETTLED,))
     failures = standing.failed.failures if standing.failed is not None else ()
@@ -133,7 +140,7 @@ def _held_back(core: GroupCore, standing: Standing, around: Around) -> Explanati
     blocker = None
     if parked:
         assert standing.before is not None, "parked behind it"
-        blocker = explain(core, standing.before, around)
+        blocker = explain(core, standing.before, replace(around, filtered=False))
     return Explanation(
         tuple(cause for cause, here in holds.items() if here) or (Cause.IN_LINE,),
         attempt=failed.attempt if failed is not None else 0,

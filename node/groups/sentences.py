@@ -18,7 +18,7 @@ _PLAIN = {
 def sentence(core: GroupCore, offset: int, around: Around, found: Explanation) -> str:
     """What `explain` found, with everything that holds."""
     told = ", and ".join(_clause(cause, _Case(core, offset, around, found)) for cause in found.causes)
-    if around.failover and around.active and found.causes[0] not in {Cause.NO_MESSAGE, Cause.SETTLED}:
+    if around.failover and around.active and found.causes[0] not in {Cause.NO_MESSAGE, Cause.FILTERED, Cause.SETTLED}:
         told += f"; the active consumer is {_named(around.active[0].name)}"
     return f"It {told}."
 
@@ -59,6 +59,8 @@ def _clause(cause: Cause, case: _Case) -> str:
     match cause:
         case Cause.NO_MESSAGE:
             return _no_message(around.place)
+        case Cause.FILTERED:
+            return _filtered(case)
         case Cause.SETTLED:
             return _settled(case)
         case Cause.SETTLING:
@@ -93,6 +95,13 @@ def _no_message(place: Place) -> str:
             return "is not committed yet"
         case _:
             return "is not published yet"
+
+
+def _filtered(case: _Case) -> str:
+    why = "is filtered out: the group's filter does not let it through"
+    if case.core.standing(case.offset).settled:
+        return f"{why}, so it is settled, unless it was for another reason before the group had that filter"
+    return f"{why}; it is settled when the group comes to it"
 
 
 def _settled(case: _Case) -> str:

@@ -3,6 +3,7 @@
 from itertools import islice
 
 from ringpost.node.errors import DataLoss
+from ringpost.node.filters.filter import checked
 from ringpost.node.groups.explain import Around, Consumer, Explanation, Place, explain
 from ringpost.node.groups.sentences import place_sentence, sentence
 from ringpost.node.shard.channel import Channel
@@ -12,7 +13,7 @@ from ringpost.node.shard.store import Store
 from ringpost.v1 import message_pb2 as api
 from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.dead_letter_pb2 import FailedDelivery
-from ringpost.v1.publish_pb2 import Batch
+from ringpost.v1.publish_pb2 import Batch, Message
 
 GROUPS_MAX = 1_000
 
@@ -27,7 +28,7 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
         if group:
             store.find_group(channel, group)
         answer = api.ExplainMessageResponse(channel=name, offset=offset)
-        place = await _look(reading, channel, offset, answer)
+        place, message = await _look(reading, channel, offset, answer)
         # Nothing is awaited from here on: all that is said is of one moment, after the message was read.
         if store.find(name) is channel:
             break
@@ -44,7 +45,7 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
             in_sync=shard.holders,
             first_offset=channel.first_offset,
             end_offset=channel.end_offset,
-            groups=[_group(one, offset, place) for one in found],
+            groups=[_group(one, offset, place, message) for one in found],
         )
     )
     return answer
@@ -61,32 +62,37 @@ def place_of(channel: Channel, offset: int) -> Place:
     return Place.LOST if channel.lost_at(offset) is not None else Place.STORED
 
 
-async def _look(reading: Reading, channel: Channel, offset: int, answer: api.ExplainMessageResponse) -> Place:
-    """Where it is; says of a stored one what it is like."""
+async def _look(
+    reading: Reading, channel: Channel, offset: int, answer: api.ExplainMessageResponse
+) -> tuple[Place, Message | None]:
+    """Where it is, and of a stored one the message; the answer says what that is like."""
     place = place_of(channel, offset)
     if place is not Place.STORED:
-        return place
+        return place, None
     try:
         frame = await reading.frame(channel, channel.index.row(channel.index.find(offset)))
     except DataLoss:
         place = place_of(channel, offset)
-        return Place.UNREADABLE if place is Place.STORED else place
+        return (Place.UNREADABLE if place is Place.STORED else place), None
     except LookupError:
-        return place_of(channel, offset)  # trimmed meanwhile
+        return place_of(channel, offset), None  # trimmed meanwhile
     place = place_of(channel, offset)
-    if place is Place.STORED:
-        message = Batch.FromString(frame.body).messages[offset - frame.base_offset]
-        answer.append_time_us, answer.size_bytes, answer.key = frame.time_us, message.ByteSize(), message.key
-    return place
+    if place is not Place.STORED:
+        return place, None
+    message = Batch.FromString(frame.body).messages[offset - frame.base_offset]
+    answer.append_time_us, answer.size_bytes, answer.key = frame.time_us, message.ByteSize(), message.key
+    return place, message
 
 
-def _group(group: Group, offset: int, place: Place) -> api.GroupExplanation:
+def _group(group: Group, offset: int, place: Place, message: Message | None) -> api.GroupExplanation:
+    wanted = checked(group.settings.filter, "config.filter")
     around = Around(
         group.channel.shard.log.clock(),
         group.settings.max_in_flight,
         place,
         paused=group.paused,
         moving=group.seeks > 0,
+        filtered=wanted is not None and message is not None and not wanted.matches(message),
         failover=group.settings.mode == GroupMode.GROUP_MODE_FAILOVER,
         consumers=[
             Consumer(number, member.consumer, group.is_active(number), member.has_credit)

@@ -14,6 +14,7 @@ from ringpost.node.access.guard import current
 from ringpost.node.delivery.commands import check_ranges, check_reason
 from ringpost.node.delivery.opening import find_or_add, resolve, resolve_start
 from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied, RingpostError
+from ringpost.node.filters.filter import checked
 from ringpost.node.groups.changes import Ack, Reject
 from ringpost.node.services.channels import TURN_CHANNELS, decode_token, encode_token, page_size
 from ringpost.node.services.retry_checks import check_retry
@@ -226,6 +227,7 @@ def check_config(config: api.GroupConfig) -> None:
         raise InvalidRequest.of(
             "config.max_in_flight", f"is {config.max_in_flight}, allowed are 1 to {MAX_IN_FLIGHT_MAX}"
         )
+    checked(config.filter, "config.filter")
     check_retry(config)
 
 
@@ -260,6 +262,7 @@ def info(group: Group, age_us: int | None = None) -> api.GroupInfo:
         in_flight=core.in_flight,
         to_redeliver=core.to_redeliver,
         rejected=core.rejected,
+        filtered=core.filtered,
         members=[
             api.GroupMember(
                 consumer=member.consumer, in_flight=core.in_flight_of(number), active=group.is_active(number)

@@ -74,6 +74,7 @@ def _sought(error: RingpostError | None, group: Group, box: Channel | None, offs
 def apply_seek(group: Group, box: Channel | None, offset: int) -> None:
     """A committed seek; `box` keeps the group's dead letters, if it has any."""
     group.core.seek(max(offset, group.channel.first_offset))
+    group.look_again(0)
     if box is not None:
         group.voids.sought(box.end_offset, offset, box.first_offset)
 

@@ -26,6 +26,7 @@ class GroupSettings:
     dead_letter_age_ms: int = DEAD_LETTER_AGE_MS
     dead_letter_bytes: int = DEAD_LETTER_BYTES
     mode: GroupMode.ValueType = GroupMode.GROUP_MODE_SHARED
+    filter: str = ""
 
     @classmethod
     def of(cls, config: GroupConfig) -> "GroupSettings":
@@ -37,6 +38,7 @@ class GroupSettings:
             config.dead_letter_age_ms if config.HasField("dead_letter_age_ms") else DEAD_LETTER_AGE_MS,
             config.dead_letter_bytes if config.HasField("dead_letter_bytes") else DEAD_LETTER_BYTES,
             config.mode or GroupMode.GROUP_MODE_SHARED,
+            config.filter,
         )
 
     def message(self) -> GroupConfig:
@@ -50,4 +52,5 @@ class GroupSettings:
             dead_letters=self.policy.dead_letters,
             dead_letter_age_ms=self.dead_letter_age_ms,
             dead_letter_bytes=self.dead_letter_bytes,
+            filter=self.filter,
         )

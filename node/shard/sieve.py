@@ -140,6 +140,15 @@ class Sieve:
             if self._clock_ns() >= self._deadline:
                 break
 
+    def messages(self, address: int, frame: CachedFrame, first: int, end: int) -> list[Message]:
+        """Those from `first` on below `end`, which were just looked at."""
+        found: list[Message] = []
+        while first < end:
+            chunk, inside = divmod(first - frame.base_offset, CHUNK)
+            found += self._open(address, frame, chunk)[inside : inside + end - first]
+            first = frame.base_offset + (chunk + 1) * CHUNK
+        return found
+
     def _open(self, address: int, frame: CachedFrame, chunk: int) -> Sequence[Message]:
         messages = self._opened.get((address, chunk))
         if messages is not None:

@@ -28,7 +28,9 @@ def put(rig: Rig, keys: str, name: str = "a", commit: bool = True) -> Channel:
     end = channel.next_offset
     messages = [Message(key=key.encode(), data=str(end + n).encode()) for n, key in enumerate(keys)]
     batch = Batch(messages=messages).SerializeToString()
-    channel.shard.publish(channel, Publish(batch, len(keys), crc32c(batch), Durability.DURABILITY_QUORUM), lambda _: None)
+    channel.shard.publish(
+        channel, Publish(batch, len(keys), crc32c(batch), Durability.DURABILITY_QUORUM), lambda _: None
+    )
     if commit:
         rig.commit()
     return channel

@@ -198,7 +198,7 @@ def test_random_filters_mean_what_a_small_evaluator_makes_of_them(condition: Nod
 
 _PIECES = (
     *("key", "headers", "size", "message_id", "has", "in", "true", "null", "startsWith", "contains", "matches", "_"),
-    *('"a"', "'b'", 'r"\\"', "'\'\'", "1", "-2", "0x", "0xff", "1.5", "5u", "\u00e4", "\ud7ff", "\\", "\n", "//"),
+    *('"a"', "'b'", 'r"\\"', "'''", "1", "-2", "0x", "0xff", "1.5", "5u", "\u00e4", "\ud7ff", "\\", "\n", "//"),
     *("&&", "||", "&", "!", "==", "!=", "<=", "<", ">", ">=", "(", ")", "[", "]", ".", ","),
 )
 
