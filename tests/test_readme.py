@@ -20,6 +20,7 @@ def blocks(title: str) -> list[tuple[str, str]]:
 BLOCKS = blocks("The first five minutes")
 MODES = blocks("Groups: which mode do I want")
 REQUESTS = blocks("Request and reply")
+FILTERS = blocks("Filters")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 
@@ -82,6 +83,13 @@ def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:
         printed = run_snippet(ringpost_broker.address, key_ordered)
         assert printed == ["Bob 0", "Bob 1", "Bob 2", "Ann 0", "Ann 1", "Ann 2"]
     assert run_snippet(ringpost_broker.address, failover) == ["[('worker-1', True)]"]
+
+
+def test_filters_let_through_what_is_said_and_a_mistake_is_answered_as_printed(ringpost_broker: Any) -> None:
+    assert run_snippet(ringpost_broker.address, snippet(FILTERS)) == [
+        *("1 us 1", "3 asia 3", "eu 0", "eu 2"),
+        "config.filter: goes wrong at line 1, column 5: '=' has no meaning here; equality is ==",
+    ]
 
 
 def test_the_commands_work_in_their_order(tmp_path: Path) -> None:

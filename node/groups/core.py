@@ -353,7 +353,10 @@ class GroupCore:
                 request.include(start, end, settling.hold.attempt)
                 request.answer(start, end, Outcome.DONE)
                 continue
-            for settled_first, settled_last in self._settled.intersect(start, end):
+            done = self._settled.intersect(start, end)
+            if self._kept_back:  # which nobody was to get
+                done = list(RangeSet([*done, *self._kept_back.intersect(start, end)]))
+            for settled_first, settled_last in done:
                 if start < settled_first:
                     request.answer(start, settled_first - 1, Outcome.EXPIRED)
                 request.answer(settled_first, settled_last, Outcome.ALREADY)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from ringpost.internal.v1.record_pb2 import SettleRecord
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.journal.frame import FrameType
-from ringpost.node.journal.pending import JournalFailed
 from ringpost.node.services.explain import explained
 from ringpost.node.services.groups import info
 from ringpost.node.shard import sieve
@@ -73,7 +72,11 @@ def restarted(rig: Rig) -> Rig:
     rig.abandon()
     again, quarantined = replayed(rig.journal.frames)
     assert quarantined == []
-    again.journal.frames = rig.journal.frames
+    again.journal.frames, again.journal.end, again.journal.durable = (
+        rig.journal.frames,
+        rig.journal.end,
+        rig.journal.end,
+    )
     again.time.now_us = rig.time.now_us
     again.lead(rig.shard.epoch + 1)
     return again
@@ -265,12 +268,11 @@ async def test_what_could_not_be_stored_is_looked_at_again(mode: GroupMode.Value
     rig = Rig()
     group = made(rig, "x1 a1 x2", mode=mode)
     hub = hub_of(rig)
-    failed = JournalFailed("no space")
-    append, rig.journal.append = rig.journal.append, lambda *_, **__: (_ for _ in ()).throw(failed)  # type: ignore[method-assign]
+    rig.journal.failed = True
     stream = await joined(hub)
     await stream.said()
     rig.time.turn()
-    rig.journal.append = append  # type: ignore[method-assign]
+    rig.journal.failed = False
     assert group.core.filtered == 0
     stream.close()
     await stream.said()
