@@ -12,7 +12,7 @@ from ringpost.node.groups.ranges import Range
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.index import Row
 from ringpost.node.shard.batch import keys_of
-from ringpost.node.shard.keys import Spawn
+from ringpost.node.shard.keys import TURN_MESSAGES, Spawn
 from ringpost.node.shard.reading import Reading, read_ahead
 from ringpost.node.shard.sieve import Sifted
 from ringpost.node.status import known
@@ -51,7 +51,7 @@ class FilterScan:
         self._reading = reading
         self._spawn = spawn
         self._runs = False  # a read is on its way
-        self._pinned: dict[int, CachedFrame] = {}
+        self._pinned: dict[int, CachedFrame] = {}  # what was read, while there is something to look at
         self._end = 0
         self._wanted = 0
         self._found = 0  # that may go out, about
@@ -89,10 +89,13 @@ class FilterScan:
         return group.removed or not group.members or group.scan is not self or group.seeks > 0 or group.paused
 
     def _look(self) -> None:
-        self._found = self._count()
+        self._found, left = self._count(), TURN_MESSAGES
         while not self._over and (offset := self._next_offset()) is not None:
             index = self._group.channel.index
             row = index.row(number := index.find(offset))
+            if left <= 0:  # what the sieve knows already costs something here, too
+                self._reading.sieve.wait(self)
+                return
             if row.lost:
                 self._pass_lost(offset, self._group.channel.end_of_row(number))
                 continue
@@ -106,6 +109,8 @@ class FilterScan:
             if sifted is None:
                 return
             self._learn(row.address, frame, offset, sifted)
+            left -= sifted.end - offset
+        self._pinned.clear()
 
     def _next_offset(self) -> int | None:
         """Where to look next; None when there is no need to."""
@@ -157,9 +162,6 @@ class FilterScan:
             return
         self._runs = False
         self.advanced()
-        if self._runs:
-            return
-        self._pinned.clear()
 
     async def _fetch(self, row: Row, number: int) -> None:
         channel = self._group.channel

@@ -102,16 +102,18 @@ class Sieve:
             if not self._turn_comes:
                 self._deadline = self._clock_ns() + SLICE_NS
             elif self._clock_ns() >= self._deadline:
-                return self._wait(waiter)
+                self.wait(waiter)
+                return False
         else:
-            return self._wait(waiter)
+            self.wait(waiter)
+            return False
         self._come()
         return True
 
-    def _wait(self, waiter: Waiter) -> bool:
+    def wait(self, waiter: Waiter) -> None:
+        """It is told when it is its turn."""
         self._waiting[waiter] = None
         self._come()
-        return False
 
     def _come(self) -> None:
         if not self._turn_comes:

@@ -14,7 +14,7 @@ from ringpost.node.delivery.hub import Hub
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.services.explain import explained
 from ringpost.node.services.groups import info
-from ringpost.node.shard import sieve
+from ringpost.node.shard import filter_scan, sieve
 from ringpost.node.shard.configure import pause_group, set_group
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group, seek_group
@@ -330,6 +330,26 @@ async def test_a_filter_that_lets_nothing_through_takes_its_time_in_slices(mode:
     assert found == ["a1"]
     assert group.core.filtered == 500
     assert len(group.core.snapshot().settled) == 0, "one range, from the beginning"
+
+
+async def test_what_is_known_of_a_backlog_is_taken_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscription with the same filter has looked before: the group needs no slice, and takes turns all the same."""
+    monkeypatch.setattr(filter_scan, "TURN_MESSAGES", 10)
+    rig = Rig(cache_bytes=8 << 20)
+    group = made(rig, *("x1 x2 x3 x4 x5" for _ in range(20)), "a1", mode=KEYED)
+    hub = hub_of(rig)
+    reader = Stream(hub)
+    reader.open(filter=WANTED)
+    assert await delivered(rig, reader) == ["a1"]
+    stream = await joined(hub)
+    rig.time.turn()
+    rig.commit()
+    assert 10 <= group.core.filtered < 100
+    found: list[str] = []
+    async with asyncio.timeout(30):
+        while not found:
+            found = await delivered(rig, stream)
+    assert (found, group.core.filtered) == (["a1"], 100)
 
 
 async def test_a_first_use_makes_the_group_with_the_filter_and_a_different_one_is_refused() -> None:
