@@ -4,7 +4,7 @@ wrong type for it.
     or := and ("||" and)*                  and := relation ("&&" relation)*
     relation := unary (("==" | "!=" | "<" | "<=" | ">" | ">=") unary | "in" (list | unary))*
     unary := "!"* member | "-"? INT
-    member := primary ("." NAME | "." METHOD "(" or? ")" | "[" or "]")*
+    member := primary ("." NAME | "." METHOD "(" or? ")" | "[" or "]")*     (contains() with a STRING alone)
     primary := STRING | "true" | "false" | VARIABLE | "(" or ")" | "has" "(" or ")" | "size" "(" or ")"
     list := "[" (literal ("," literal)* ","?)? "]"
 """
@@ -204,7 +204,12 @@ class Parser:
             raise self._error(name.at, f"{name.text}() is not supported{hint}; there are {_METHODS}")
         self._of_type(term, Type.STRING, f"{name.text}() asks about a string")
         self._need("(")
+        literal = self._next
         argument = self._of_type(self._or(), Type.STRING, f"{name.text}() takes a string")
+        if name.text == "contains" and (literal.kind is not Kind.STRING or self._previous is not literal):
+            raise self._error(
+                literal.at, "contains() takes a literal; looking for a text of the message takes too long"
+            )
         self._need(")")
         return Term(Type.BOOL, applied(function, term.evaluate, argument.evaluate), term.at)
 

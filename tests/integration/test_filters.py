@@ -40,7 +40,7 @@ async def take(mq: Messages, count: int, **how: Any) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["shared", "key_ordered", "exclusive", "failover"])
+@pytest.mark.parametrize("mode", ["shared", "key_ordered"])
 async def test_a_group_with_a_filter_goes_on_after_the_node_was_killed(tmp_path: Path, mode: str) -> None:
     wanted = [n for n in range(400) if is_wanted(n)]
     with Node(tmp_path / "n") as node:

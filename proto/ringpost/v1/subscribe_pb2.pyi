@@ -131,8 +131,8 @@ class OpenSubscription(_message.Message):
 
     There are `key` (as text), `headers` (a map), `message_id`, `producer_time_us` and `size` (bytes of the payload);
     == != < <= > >= && || ! and parentheses; `in` with a list of literals or with headers; headers["x"], headers.x,
-    has(headers.x); startsWith(), endsWith(), contains() and size(). What it cannot tell of a message, since a header is
-    missing, is not let through; what has more than 16,384 characters counts as missing.
+    has(headers.x); startsWith(), endsWith(), contains() (of a literal) and size(). What it cannot tell of a message,
+    since a header is missing, is not let through; what has more than 16,384 characters counts as missing.
 
     With a group: the filter that the group shall have, as for `mode`: it is made with it by first use, and the opening
     fails with FAILED_PRECONDITION, GROUP_FILTER (metadata filter, wanted) when it has another. Empty: whichever it has.

@@ -45,7 +45,9 @@ def text_of(node: Node) -> str:
         return f"!({text_of(parts[0])})"
     if kind == "size":
         return f"size({text_of(parts[0])})"
-    if kind in ("startsWith", "endsWith", "contains"):
+    if kind == "contains":
+        return f"({text_of(parts[0])}).contains({text_of(parts[1])})"
+    if kind in ("startsWith", "endsWith"):
         return f"({text_of(parts[0])}).{kind}({text_of(parts[1])})"
     if kind == "in":
         return f"({text_of(parts[0])}) in [{', '.join(text_of(Node('literal', (one,))) for one in parts[1])}]"
@@ -129,7 +131,8 @@ leaves = (
     | _node("in", texts, st.lists(words, max_size=3))
     | _node("in", ints, st.lists(numbers, max_size=3))
     | _node("in headers", texts)
-    | st.sampled_from(["startsWith", "endsWith", "contains"]).flatmap(lambda kind: _node(kind, texts, texts))
+    | st.sampled_from(["startsWith", "endsWith"]).flatmap(lambda kind: _node(kind, texts, texts))
+    | _node("contains", texts, _node("literal", words))
 )
 conditions = st.recursive(
     leaves,
