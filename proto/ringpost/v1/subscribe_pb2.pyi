@@ -481,7 +481,9 @@ Global___Opened: _TypeAlias = Opened  # noqa: Y015
 
 @_typing.final
 class Deliver(_message.Message):
-    """Messages, in the channel's order (redeliveries of a group excepted); with order per key, in that of each key."""
+    """Messages, in the channel's order (redeliveries of a group excepted); with order per key, in that of each key.
+    Between two batches offsets may be missing: what other members of the group have, or a filter does not let through.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
