@@ -16,7 +16,7 @@ from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.shard.batch import Cutter
 from ringpost.v1.publish_pb2 import Batch, Message
 
-SLICE_NS = 2_000_000
+SLICE_NS = 1_000_000
 CHUNK = 1_000  # messages of a large frame that are opened at a time
 _STEP = 4  # messages between two looks at the clock
 _OPENED_MAX, _OPENED_BYTES_MAX = 8, 512 << 10
@@ -63,6 +63,7 @@ class Sieve:
         self.filtered = {"subscription": 0, "group": 0}  # messages not let through since the start, by who looked
         self._clock_ns = clock_ns
         self._deadline = 0
+        self._opens = 0  # batches opened in this slice
         self._turn_comes = False
         self._called: Waiter | None = None  # whose turn it is
         self._begun = False  # whether that one has looked at something
@@ -97,10 +98,10 @@ class Sieve:
         """Whether there is time to look."""
         if self._called is waiter and not self._begun:
             self._begun = True
-            self._deadline = self._clock_ns() + SLICE_NS
+            self._begin_slice()
         elif self._called is waiter or not (self._waiting or self._called):
             if not self._turn_comes:
-                self._deadline = self._clock_ns() + SLICE_NS
+                self._begin_slice()
             elif self._clock_ns() >= self._deadline:
                 self.wait(waiter)
                 return False
@@ -109,6 +110,10 @@ class Sieve:
             return False
         self._come()
         return True
+
+    def _begin_slice(self) -> None:
+        self._deadline = self._clock_ns() + SLICE_NS
+        self._opens = 0
 
     def wait(self, waiter: Waiter) -> None:
         """It is told when it is its turn."""
@@ -160,8 +165,10 @@ class Sieve:
             first = chunk * CHUNK
             body = self._cutter.cut(address, body, first, min(first + CHUNK, frame.count) - 1)
         messages = Batch.FromString(body).messages
-        # What has been opened is also looked at, so that many who wait do not open the same again and again.
-        self._deadline = max(self._deadline, self._clock_ns() + SLICE_NS // 2)
+        # What was opened first is also looked at, or many who wait would open the same again and again.
+        if not self._opens:
+            self._deadline = max(self._deadline, self._clock_ns() + SLICE_NS // 2)
+        self._opens += 1
         if len(body) <= _OPENED_BYTES_MAX:
             if len(self._opened) >= _OPENED_MAX:
                 del self._opened[next(iter(self._opened))]

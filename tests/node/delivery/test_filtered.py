@@ -220,6 +220,25 @@ class Ticking:
         return self.now
 
 
+async def test_a_slice_is_as_long_however_many_batches_are_opened_in_it() -> None:
+    """A batch takes a quarter of a slice here."""
+    rig = Rig(cache_bytes=64 << 20)
+    rig.reading.sieve._clock_ns = Ticking(sieve.SLICE_NS // sieve.CHUNK)
+    for _ in range(20):
+        put(rig, "o" * sieve.CHUNK)
+    stream = Stream(hub_of(rig))
+    stream.open(filter=WANTED)
+    steps, before = [], 0
+    async with asyncio.timeout(60):
+        while before < 20 * sieve.CHUNK:
+            await asyncio.sleep(0)
+            source: Any = stream.session.subscriptions[1]
+            at = int(source.source.offset) if source.source is not None else 0
+            steps.append(at - before)
+            before = at
+    assert max(steps) <= 5 * sieve.CHUNK
+
+
 async def test_many_who_search_take_turns() -> None:
     """Time for a few messages a turn: each comes to its end, and none much later than another."""
     rig = Rig(cache_bytes=8 << 20)
