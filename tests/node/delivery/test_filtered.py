@@ -22,15 +22,14 @@ from tests.node.shard.fakes import Outcomes, Rig
 WANTED = 'key == "x"'
 
 
-def put(rig: Rig, keys: str, name: str = "a", commit: bool = True) -> Channel:
+def put(rig: Rig, keys: str, name: str = "a", commit: bool = True, ttl_ms: int = 0) -> Channel:
     """One batch, a message for each letter, which is its key; its text is its offset."""
     channel = rig.channel(name)
     end = channel.next_offset
     messages = [Message(key=key.encode(), data=str(end + n).encode()) for n, key in enumerate(keys)]
     batch = Batch(messages=messages).SerializeToString()
-    channel.shard.publish(
-        channel, Publish(batch, len(keys), crc32c(batch), Durability.DURABILITY_QUORUM), lambda _: None
-    )
+    publish = Publish(batch, len(keys), crc32c(batch), Durability.DURABILITY_QUORUM, ttl_ms=ttl_ms)
+    channel.shard.publish(channel, publish, lambda _: None)
     if commit:
         rig.commit()
     return channel
@@ -334,3 +333,35 @@ async def _check_any(batches: list[str], start: int, grant: int, cache: int, slo
             assert len(came) <= grant
             found += came
     assert found == expected
+
+
+@given(
+    st.lists(st.tuples(st.text("xo", min_size=1, max_size=4), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 4),
+)
+@settings(max_examples=100)
+async def test_what_is_let_through_and_still_alive_is_sent_once_and_no_gap_has_any_of_it(
+    batches: list[tuple[str, bool]], credit: int
+) -> None:
+    rig = Rig()
+    for keys, mortal in batches:
+        put(rig, keys, ttl_ms=1_000 if mortal else 0)
+    rig.time.now_us += 2_000_000
+    stream = Stream(hub_of(rig))
+    stream.open(messages=credit, filter=WANTED)
+    said = await stream.said()
+    for total in range(2 * credit, 60, credit):
+        stream.credit(total)
+        said += await stream.said()
+    alive = [key == "x" and not mortal for keys, mortal in batches for key in keys]
+    reached, sent = 0, []
+    for one in said:
+        if one.WhichOneof("event") == "gap":
+            assert reached <= one.gap.missing.first <= one.gap.missing.last
+            assert not any(alive[one.gap.missing.first : one.gap.missing.last + 1])
+            reached = one.gap.missing.last + 1
+        for batch in one.deliver.batches:
+            assert batch.first_offset >= reached
+            reached = batch.first_offset + batch.count
+            sent += range(batch.first_offset, reached)
+    assert sent == [offset for offset, wanted in enumerate(alive) if wanted]
