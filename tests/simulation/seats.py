@@ -43,6 +43,7 @@ class Seat:
         self._membership = Membership(group, self.number)
         self._soon = False
         group.join(self.number, self)
+        group.channel.watch(self)
         machine.seats.append(self)
         self.advanced()
 
@@ -127,6 +128,7 @@ class Seat:
     def end(self) -> None:
         """The group is elsewhere from now on."""
         self.open = False
+        self.group.channel.unwatch(self)
         if self in self.machine.seats:
             self.machine.seats.remove(self)
 
