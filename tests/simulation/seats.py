@@ -47,6 +47,9 @@ class Seat:
         machine.seats.append(self)
         self.advanced()
 
+    def __hash__(self) -> int:
+        return self.number  # a channel's watchers are a set, and its order must be the same each time
+
     # -- GroupMember ------------------------------------------------------------------------------------------------
 
     @property
