@@ -21,6 +21,8 @@ CHUNK = 1_000  # messages of a large frame that are opened at a time
 _STEP = 4  # messages between two looks at the clock
 _OPENED_MAX, _OPENED_BYTES_MAX = 8, 512 << 10
 _KNOWN_MAX = 256
+RUNS_MAX = 1_000  # told at a time
+_RUNS_HELD_MAX = 100_000  # some 120 bytes each
 
 
 class Waiter(Protocol):
@@ -47,10 +49,16 @@ class _Known:
         self.runs: list[Range] = []
 
     def since(self, offset: int) -> Sifted:
+        """From an offset on, `RUNS_MAX` runs at most."""
         at = bisect_left(self.runs, (offset, offset))
         if at and self.runs[at - 1][1] >= offset:
-            return Sifted([(offset, self.runs[at - 1][1]), *self.runs[at:]], self.end)
-        return Sifted(self.runs[at:], self.end)
+            at -= 1
+        runs, end = self.runs[at : at + RUNS_MAX], self.end
+        if at + RUNS_MAX < len(self.runs):
+            end = self.runs[at + RUNS_MAX][0]
+        if runs and runs[0][0] < offset:
+            runs[0] = offset, runs[0][1]
+        return Sifted(runs, end)
 
 
 class Sieve:
@@ -69,6 +77,7 @@ class Sieve:
         self._begun = False  # whether that one has looked at something
         self._waiting: dict[Waiter, None] = {}
         self._known: dict[tuple[int, str], _Known] = {}
+        self._runs_held = 0  # in all of them
         self._opened: dict[tuple[int, int], Sequence[Message]] = {}
         self._cutter = Cutter(8)
 
@@ -84,15 +93,27 @@ class Sieve:
         if not self._admitted(waiter):
             return None
         if known is None or offset != known.end:
-            if len(self._known) >= _KNOWN_MAX:
-                del self._known[next(iter(self._known))]
-            known = self._known[key] = _Known(offset)
-        frame_end = frame.base_offset + frame.count
+            known = self._begin(key, offset)
+        before, frame_end = len(known.runs), frame.base_offset + frame.count
         while known.end < frame_end:
             self._look(address, frame, known, wanted)
             if self._clock_ns() >= self._deadline:
                 break
+        self._runs_held += len(known.runs) - before
+        while self._runs_held > _RUNS_HELD_MAX and len(self._known) > 1:
+            self._forget(next(iter(self._known)))
         return known.since(offset)
+
+    def _begin(self, key: tuple[int, str], offset: int) -> _Known:
+        if key in self._known:
+            self._forget(key)
+        if len(self._known) >= _KNOWN_MAX:
+            self._forget(next(iter(self._known)))
+        known = self._known[key] = _Known(offset)
+        return known
+
+    def _forget(self, key: tuple[int, str]) -> None:
+        self._runs_held -= len(self._known.pop(key).runs)
 
     def _admitted(self, waiter: Waiter) -> bool:
         """Whether there is time to look."""

@@ -170,6 +170,21 @@ async def test_sparse_messages_come_in_deliveries_of_bounded_work() -> None:
     assert spans(said) == [(offset, 1) for offset in range(0, 4 * PIECES_MAX, 2)]
 
 
+async def test_what_is_remembered_of_sparse_batches_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sieve, "RUNS_MAX", 3)
+    monkeypatch.setattr(sieve, "_RUNS_HELD_MAX", 20)
+    rig = Rig(cache_bytes=8 << 20)
+    for _ in range(9):
+        put(rig, "xo" * 8)
+    hub = hub_of(rig)
+    streams = [Stream(hub) for _ in range(3)]
+    for stream in streams:
+        stream.open(filter=WANTED)
+        assert await texts(stream) == list(range(0, 144, 2))
+    known = rig.reading.sieve._known
+    assert rig.reading.sieve._runs_held == sum(len(one.runs) for one in known.values()) <= 20
+
+
 async def test_what_is_removed_is_told_as_a_gap_and_what_is_filtered_out_is_not() -> None:
     rig = Rig()
     channel = put(rig, "xooxo")
