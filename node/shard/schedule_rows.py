@@ -20,7 +20,7 @@ _SCHEDULES = ShardSnapshot.SCHEDULES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 _ENTRIES = ScheduleSnapshot.ENTRIES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
-def encode_schedules(shard: "Shard") -> Iterator[bytes]:
+def encode_schedules(shard: "Shard") -> Iterator[bytes | bytearray]:
     """What is committed of a shard's schedules: parts of an encoded ShardSnapshot."""
     for number, schedule in shard.schedules.items():
         entries = schedule.table.to_bytes()

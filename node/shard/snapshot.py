@@ -56,7 +56,7 @@ def encode_shard(shard: Shard) -> bytes:
     return b"".join(_parts(shard))
 
 
-def _parts(shard: Shard) -> list[bytes]:
+def _parts(shard: Shard) -> list[bytes | bytearray]:
     committed = shard.committed
     rows = [
         channel.packed or pack_row(_channel(channel))

@@ -21,6 +21,7 @@ _PAGE_BITS = 12
 _PAGE = 1 << _PAGE_BITS
 _INDEX = _PAGE - 1
 _GONE = 0  # the address of no frame
+_SWAPPED = sys.byteorder == "big"
 _COLUMNS = "QQQII"  # numbers, times, addresses, lengths, counts
 ENTRY_BYTES = sum(array(code).itemsize for code in _COLUMNS)
 
@@ -287,16 +288,24 @@ class Timetable:
                     totals[segment_of(address)] = totals.get(segment_of(address), 0) + length
         return totals
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> bytearray:
         """All entries: number, time, address, length and count, little endian, one column behind the other."""
-        columns = [array(code) for code in _COLUMNS]
-        for page in self._pages:
-            for column, source in zip(columns, page.kept(), strict=True):
-                column.extend(source)
-        return b"".join(_little_endian(column).tobytes() for column in columns)
+        data = bytearray(self._count * ENTRY_BYTES)
+        kept = [page.kept() for page in self._pages]
+        at = 0
+        for number, code in enumerate(_COLUMNS):
+            end = at + self._count * array(code).itemsize
+            part, row = memoryview(data)[at:end], 0
+            target = part.cast("Q") if code == "Q" else part.cast("I")
+            for columns in kept:
+                column = columns[number]
+                target[row : row + len(column)] = memoryview(_little_endian(column[:]) if _SWAPPED else column)
+                row += len(column)
+            at = end
+        return data
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Timetable":
+    def from_bytes(cls, data: bytes | bytearray) -> "Timetable":
         """The inverse. Raises ValueError for what `to_bytes` cannot have made."""
         if len(data) % ENTRY_BYTES:
             raise ValueError(f"{len(data)} bytes are not whole entries of {ENTRY_BYTES}")
@@ -342,6 +351,6 @@ class Timetable:
 
 def _little_endian(column: "array[int]") -> "array[int]":
     """Swaps the bytes in place on a big-endian machine."""
-    if sys.byteorder == "big":
+    if _SWAPPED:
         column.byteswap()
     return column
