@@ -114,18 +114,22 @@ class Groups(Settling):
         *,
         start: Start | None = None,
         mode: str | None = None,
+        filter: str | None = None,
         config: group_pb2.GroupConfig | None = None,
     ) -> group_pb2.GroupInfo:
         """Makes a group that begins at `start` (default: earliest).
 
-        `mode`: "shared" (default), "key_ordered", "exclusive" or "failover"; it counts before `config.mode`. Raises
-        `AlreadyExists`, `NotFound`, `OutOfRange`, `InvalidRequest`.
+        `mode`: "shared" (default), "key_ordered", "exclusive" or "failover"; it counts before `config.mode`.
+        `filter`: only messages that this lets through are delivered, see `Client.subscription`; before `config.filter`.
+        Raises `AlreadyExists`, `NotFound`, `OutOfRange`, `InvalidRequest`.
         """
         check_name("channel", channel)
         check_name("name", name)
         request = group_pb2.AddGroupRequest(channel=channel, name=name, start=start_of(start), config=config)
         if mode is not None:
             request.config.mode = mode_value(mode)
+        if filter is not None:
+            request.config.filter = filter
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).AddGroup, request)
         return answer.group
 
@@ -150,11 +154,23 @@ class Groups(Settling):
             if not token:
                 return
 
-    async def set(self, channel: str, name: str, config: group_pb2.GroupConfig) -> group_pb2.GroupInfo:
-        """Changes what is present in `config`, for what is leased or fails from now on. Raises `NotFound`."""
+    async def set(
+        self,
+        channel: str,
+        name: str,
+        config: group_pb2.GroupConfig | None = None,
+        *,
+        filter: str | None = None,
+    ) -> group_pb2.GroupInfo:
+        """Changes what is present in `config`, for what is leased or fails from now on. Raises `NotFound`.
+
+        `filter`: for what is not settled yet and has not failed; "" for none. Its consumers come back by themselves.
+        """
         check_name("channel", channel)
         check_name("name", name)
         request = group_pb2.SetGroupRequest(channel=channel, name=name, config=config)
+        if filter is not None:
+            request.config.filter = filter
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SetGroup, request)
         return answer.group
 

@@ -283,6 +283,7 @@ class Client:
         *,
         group: str | None = None,
         mode: str | None = None,
+        filter: str | None = None,
         start: Start | None = None,
         prefetch: int | None = None,
         prefetch_bytes: int = _PREFETCH_BYTES,
@@ -297,6 +298,9 @@ class Client:
         made so by first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive
         group that has its consumer already a newcomer raises `Exhausted`. In a broadcast group `consumer` is needed: it
         gets every message, and its place is kept by that name.
+        `filter`: only messages that this lets through, such as `headers["region"] == "eu" && key != ""`; a wrong one
+        raises `InvalidRequest` with the place of the mistake. A group is made with it by first use, and one that has
+        another raises `Precondition`; what is filtered out counts as acked there.
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
@@ -310,7 +314,17 @@ class Client:
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
         made = self._consumer(
-            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+            channel,
+            group,
+            mode,
+            filter,
+            start,
+            window,
+            prefetch_bytes,
+            consumer,
+            heartbeat_interval,
+            on_gap,
+            lease_tokens,
         )
         return self._keep(Subscription(made))
 
@@ -321,6 +335,7 @@ class Client:
         *,
         group: str | None = None,
         mode: str | None = None,
+        filter: str | None = None,
         start: Start | None = None,
         max_concurrency: int = 10,
         ordered: bool = False,
@@ -344,7 +359,17 @@ class Client:
         _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
         made = self._consumer(
-            channel, group, mode, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens
+            channel,
+            group,
+            mode,
+            filter,
+            start,
+            window,
+            prefetch_bytes,
+            consumer,
+            heartbeat_interval,
+            on_gap,
+            lease_tokens,
         )
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
@@ -398,7 +423,7 @@ class Client:
         check_name("group", group)
         durability_value(durability)
         window = prefetch or 2 * max_concurrency
-        made = self._consumer(channel, group, None, None, window, _PREFETCH_BYTES, consumer, 10.0, None)
+        made = self._consumer(channel, group, None, None, None, window, _PREFETCH_BYTES, consumer, 10.0, None)
         pool = ResponderPool(
             made,
             handler,
@@ -437,6 +462,7 @@ class Client:
         channel: str,
         group: str | None,
         mode: str | None,
+        filter: str | None,
         start: Start | None,
         window_messages: int,
         window_bytes: int,
@@ -458,6 +484,7 @@ class Client:
         text_bytes("consumer", consumer)
         if mode == "broadcast" and not consumer:
             raise refused("consumer", 'is needed in mode "broadcast": it says whose place it is')
+        text_bytes("filter", filter or "")
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
         if not 1 <= heartbeat_interval <= 300:
@@ -466,6 +493,7 @@ class Client:
             channel=channel,
             group=group or "",
             mode=mode_value(mode),
+            filter=filter or "",
             consumer=consumer,
             lease_tokens=lease_tokens,
             start=None if group and not is_pattern(channel) else start_of(start),
@@ -476,10 +504,12 @@ class Client:
             close_timeout=self.options.close_timeout,
             max_lease=self.options.max_lease,
         )
-        prepare = self._group_maker(channel, group, mode, start)
+        prepare = self._group_maker(channel, group, mode, filter, start)
         return Consumer(self._connections, self._router, request, prepare=prepare, on_gap=on_gap)
 
-    def _group_maker(self, channel: str, group: str | None, mode: str | None, start: Start | None) -> Any:
+    def _group_maker(
+        self, channel: str, group: str | None, mode: str | None, filter: str | None, start: Start | None
+    ) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""
         if not group or start is None or is_pattern(channel):
             return None
@@ -487,7 +517,7 @@ class Client:
 
         async def make() -> None:
             try:
-                await self.groups.add(channel, group, start=start, mode=mode)
+                await self.groups.add(channel, group, start=start, mode=mode, filter=filter)
             except AlreadyExists:
                 return
 

@@ -250,6 +250,7 @@ class Consumer:
         command.open.subscription_id = SUBSCRIPTION_ID
         command.open.group = request.group
         command.open.mode = request.mode
+        command.open.filter = request.filter
         command.open.consumer = request.consumer
         command.open.lease_tokens = request.lease_tokens
         command.open.heartbeat_interval_ms = request.heartbeat_interval_ms

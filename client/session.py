@@ -32,6 +32,7 @@ class Request:
     channel: str
     group: str = ""
     mode: common_pb2.GroupMode.ValueType = common_pb2.GROUP_MODE_UNSPECIFIED
+    filter: str = ""
     consumer: str = ""
     lease_tokens: bool = False
     start: common_pb2.Start | None = None

@@ -118,6 +118,7 @@ class About:
             settled_messages=dict(delivered.settled),
             redelivered_messages=delivered.redeliveries,
             expired_messages=delivered.expired,
+            filtered_messages=dict(storage.reading.sieve.filtered),
             streams={"publish": len(self.publisher.sessions), "subscribe": len(self.hub.sessions)},
             subscriptions=self.hub.subscriptions,
             channels=len(store),

@@ -60,6 +60,9 @@ class Stats:
     redelivered_messages: int = count("messages", "Messages sent with an attempt above 1.")
 
     expired_messages: int = count("messages", "Messages passed over because their time to live was over.")
+    filtered_messages: Mapping[str, int] = counts(
+        "by", "messages", "Looked at and not let through by a filter: of a subscription, each counts, or of a group."
+    )
     dead_lettered_messages: int = count("messages", "Messages given up and kept as dead letters here.")
 
     released_messages: int = count("messages", "Delayed messages that were due and given their offsets here.")

@@ -23,6 +23,7 @@ REQUESTS = blocks("Request and reply")
 PATTERNS = blocks("Many channels at once: patterns")
 TOKENS = blocks("Settling without the stream")
 LATER = blocks("Later, and not too late")
+FILTERS = blocks("Filters")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 
@@ -102,6 +103,13 @@ def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:
     assert run_snippet(ringpost_broker.address, failover) == ["[('worker-1', True)]"]
     for _ in range(2):
         assert run_snippet(ringpost_broker.address, broadcast) == ["[('cache-1', 0), ('cache-2', 0)]"]
+
+
+def test_filters_let_through_what_is_said_and_a_mistake_is_answered_as_printed(ringpost_broker: Any) -> None:
+    assert run_snippet(ringpost_broker.address, snippet(FILTERS)) == [
+        *("1 us 1", "3 asia 3", "eu 0", "eu 2"),
+        "config.filter: goes wrong at line 1, column 5: '=' has no meaning here; equality is ==",
+    ]
 
 
 def test_the_commands_work_in_their_order(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def config_options(command: Command) -> Command:
         (
             click.option("--ack-deadline", type=duration, help="How long a member may work on one (default 30s)."),
             click.option("--max-in-flight", type=click.IntRange(1, 1_000_000), help="Most messages out at a time."),
+            click.option("--filter", help="Deliver only what this lets through (a part of CEL); '': everything."),
             click.option("--backoff", type=click.Choice(list(_BACKOFFS)), help="How the delay after failures grows."),
             click.option("--retry-delay", type=duration, help="Delay after the first failure."),
             click.option("--max-retry-delay", type=duration, help="No delay is longer (default 7 days)."),
@@ -47,6 +48,7 @@ def config_options(command: Command) -> Command:
 def config_of(
     ack_deadline: float | None,
     max_in_flight: int | None,
+    filter: str | None,
     backoff: str | None,
     retry_delay: float | None,
     max_retry_delay: float | None,
@@ -63,6 +65,7 @@ def config_of(
     config = group_pb2.GroupConfig(
         ack_deadline_ms=_millis(ack_deadline),
         max_in_flight=max_in_flight,
+        filter=filter,
         max_attempts=max_attempts,
         dead_letters=dead_letters,
         expired_to_dead_letters=expired_to_dead_letters,
@@ -98,6 +101,7 @@ def config_rows(config: group_pb2.GroupConfig) -> list[tuple[str, object]]:
     return [
         ("ack deadline", show_seconds(config.ack_deadline_ms / 1000)),
         ("max in flight", config.max_in_flight),
+        ("filter", config.filter or "none"),
         ("retry", _retry_text(config.retry)),
         ("max attempts", config.max_attempts or "no bound"),
         ("keeps dead letters", _keeps(config)),
@@ -137,6 +141,7 @@ def config_json(config: group_pb2.GroupConfig) -> dict[str, Any]:
         "mode": mode_name(config.mode),
         "ack_deadline_ms": config.ack_deadline_ms,
         "max_in_flight": config.max_in_flight,
+        "filter": config.filter,
         "max_attempts": config.max_attempts,
         "dead_letters": config.dead_letters,
         "expired_to_dead_letters": config.expired_to_dead_letters,

@@ -42,6 +42,7 @@ def _check(group: str, no_ack: bool, mode: str | None, lease_tokens: bool, **_: 
     "--mode", type=click.Choice(list(MODES)), help="With --group: the mode that it must have, or is made with."
 )
 @click.option("--consumer", default="", help="A name for this member; needed where the group is in mode broadcast.")
+@click.option("--filter", help="Only what this lets through, such as 'headers.region == \"eu\"' (a part of CEL).")
 @click.option("--from", "begin", type=place, help="Where to begin (10m: so long ago).")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--text", is_flag=True, help="Payloads only, one a line.")
@@ -55,6 +56,7 @@ async def sub(
     group: str,
     mode: str | None,
     consumer: str,
+    filter: str | None,
     begin: Place | None,
     count: int | None,
     text: bool,
@@ -79,6 +81,7 @@ async def sub(
     with _outages_told():
         how: dict[str, Any] = {
             "mode": mode,
+            "filter": filter,
             "consumer": consumer,
             "start": start,
             "prefetch": prefetch,

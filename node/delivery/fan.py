@@ -116,6 +116,7 @@ class Fan(PatternFlow):
             consumer=self.command.consumer,
             start=member.start if member.start.WhichOneof("at") else None,
             lease_tokens=self.command.lease_tokens,
+            filter=self.command.filter,
         )
         if member.position is not None:
             command.start.offset = member.position

@@ -7,17 +7,19 @@ from typing import NamedTuple
 from ringpost.cluster.names import group_problem
 from ringpost.node.delivery.certainty import SURE_S, becomes_sure
 from ringpost.node.delivery.commands import check_mode_known
+from ringpost.node.delivery.filtered import FilteredCursor
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.sources import Cursor, Membership, Source
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
+from ringpost.node.filters.filter import checked
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.claims import Mint
 from ringpost.node.shard.consumers import check_room, cursor_name, is_broadcast
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
-from ringpost.node.shard.modes import check_mode
+from ringpost.node.shard.modes import check_filter, check_mode
 from ringpost.node.shard.reading import Reading, check_offset
 from ringpost.node.shard.store import Store
 from ringpost.v1.common_pb2 import Start
@@ -50,6 +52,7 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         if group.removed:
             raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
         check_mode(group.name, group.settings.mode, command.mode)
+        check_filter(group.name, group.settings.filter, command.filter)
         group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
@@ -61,7 +64,9 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         # Another node may lead by now, and have what the client has seen.
         await _know_for_sure(hub, channel)
         offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
-    return Opening(channel, Cursor(channel, offset), max(offset, channel.first_offset), 0)
+    wanted = checked(command.filter, "open.filter")
+    cursor = Cursor(channel, offset) if wanted is None else FilteredCursor(channel, offset, wanted)
+    return Opening(channel, cursor, max(offset, channel.first_offset), 0)
 
 
 async def _know_for_sure(hub: Hub, channel: Channel) -> None:
@@ -100,7 +105,7 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
         return hub.store.find_group(channel, command.group)
     hub.store.check_groups()
     start = await resolve_start(hub.reading, channel, command.start, channel.first_offset, "open.start")
-    settings = GroupSettings.of(GroupConfig(mode=command.mode))
+    settings = GroupSettings.of(GroupConfig(mode=command.mode, filter=command.filter))
     return await make_group(channel, command.group, settings, start)
 
 

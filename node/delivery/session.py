@@ -15,12 +15,14 @@ from ringpost.node.bell import Bell
 from ringpost.node.delivery.borrowing import Borrowing
 from ringpost.node.delivery.commands import RANGES_MAX, check_pattern, check_settle, check_settled_channel
 from ringpost.node.delivery.credit import CreditWindow
+from ringpost.node.delivery.filtered import FilteredCursor
 from ringpost.node.delivery.flow import Flow, PatternFlow
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.opening import Opening, open_source
 from ringpost.node.delivery.sources import Cursor
 from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import Exhausted, InvalidRequest, NotFound, NotLeader, RingpostError, Unavailable
+from ringpost.node.filters.filter import checked
 from ringpost.node.groups.changes import Outcome
 from ringpost.node.shard.channel import Channel
 from ringpost.node.status import failure, known
@@ -328,6 +330,7 @@ class Session:
                 subscription_id=subscription.number, channel=channel.name, consumer=subscription.consumer
             )
             command.start.offset = source.offset
+            command.filter = source.filter.text if isinstance(source, FilteredCursor) else ""
             subscription.close()
             if relay.serves(channel.name):
                 self.serve(command, subscription.credit, told=True)
@@ -391,6 +394,7 @@ class Session:
             )
         if command.consumer and (problem := consumer_problem(command.consumer)) is not None:
             raise InvalidRequest.of("open.consumer", problem)
+        checked(command.filter, "open.filter")
         if self.hub.draining:
             raise Unavailable("the node is draining", reason="DRAINING", retry_after_ms=500)
 

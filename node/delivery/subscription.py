@@ -10,6 +10,7 @@ from ringpost.node.delivery.commands import settle_action
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import Piece, deliver, piece
 from ringpost.node.delivery.expiry import is_over, run_end
+from ringpost.node.delivery.filtered import FilteredCursor, look_ahead
 from ringpost.node.delivery.flow import SettleReply
 from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
@@ -31,6 +32,8 @@ from ringpost.node.tracing import now_ns
 
 # Larger frames are delivered in parts: a client's gRPC takes 4 MiB at a time unless it is told otherwise.
 WHOLE_FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+# In one delivery; each that is cut costs as much as some ten messages, so many of them would hold the loop.
+PIECES_MAX = 256
 
 
 class Subscription:
@@ -163,12 +166,13 @@ class Subscription:
         if isinstance(source, Membership) and not self.hub.may_deliver(source.group.channel.shard.number):
             self.hub.hold_back(self)
             return None
-        while isinstance(source, Cursor) and (missing := source.skip_gap()) is not None:
-            self.session.gap(self, missing)
+        self.skip_gaps()
         pieces: list[Piece] = []
         key = [self.number]
         size = messages = 0
-        while credit.open and size < bytes_max:
+        while credit.open and size < bytes_max and len(pieces) < PIECES_MAX:
+            if isinstance(source, FilteredCursor) and not look_ahead(self, source, may_skip=not pieces):
+                break
             wanted = source.next(self._messages_max(), now_us)
             if wanted is None:
                 break
@@ -200,6 +204,14 @@ class Subscription:
         if -1 in key or not self._has_company:
             return deliver(self.number, pieces)
         return self.hub.shared(tuple(key), lambda: deliver(self.number, pieces))
+
+    def skip_gaps(self) -> bool:
+        """Tells of messages that will not come, where they are next; whether there were any."""
+        found = False
+        while isinstance(self.source, Cursor) and (missing := self.source.skip_gap()) is not None:
+            self.session.gap(self, missing)
+            found = True
+        return found
 
     @property
     def _has_company(self) -> bool:
@@ -264,6 +276,18 @@ class Subscription:
 
         `now_us` 0: something is to be sent before anything may be passed over.
         """
+        found = self.find(wanted)
+        if found is None:
+            return None
+        _, frame = found
+        if frame.ttl_ms and is_over(frame, now_us or self.hub.store.log.clock()):
+            if now_us and self.channel is not None:
+                self._pass_expired(self.channel, frame, wanted, now_us)
+            return None
+        return found
+
+    def find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
+        """The frame that holds the first wanted offset; None when it must be read first."""
         assert self.channel is not None, "begun"
         index = self.channel.index
         number = index.find(wanted.first)
@@ -276,10 +300,6 @@ class Subscription:
             self._reading = True
             self.hub.spawn(self._read(self.channel, read_ahead(self.channel, number, wanted.last)))
             return None
-        if frame.ttl_ms and is_over(frame, now_us or self.hub.store.log.clock()):
-            if now_us:
-                self._pass_expired(self.channel, frame, wanted, now_us)
-            return None
         return address, frame
 
     def _pass_expired(self, channel: Channel, frame: CachedFrame, wanted: Wanted, now_us: int) -> None:
@@ -291,6 +311,8 @@ class Subscription:
             source.sent(last)
             counters.expired += source.group.expire(wanted.first, last)
         elif source is not None:
+            if isinstance(source, FilteredCursor):  # which counts run by run
+                last = min(wanted.last, last)
             source.sent(last)
             self.session.gap(self, (wanted.first, last))
             counters.expired += last - wanted.first + 1

@@ -109,6 +109,8 @@ class SettleChange:
 
     But for `dying`, which becomes a frame of dead letters: what waits for that is a change of its own.
 
+    `filtered` are settled because the group's filter does not let them through.
+
     `tickets` tie the change to the messages that wait for it in this process; they are not stored, and a change read
     from the log has none.
     """
@@ -119,12 +121,13 @@ class SettleChange:
     retries: list[Retry] = field(default_factory=list)
     tickets: tuple[int, ...] = ()
     dying: list[Dying] = field(default_factory=list)
+    filtered: list[Range] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.acked or self.rejected or self.retries or self.dying)
+        return bool(self.acked or self.rejected or self.retries or self.dying or self.filtered)
 
     def ranges(self) -> list[Range]:
-        """Every range that the change speaks of."""
+        """Every range of messages that wait for the change; of what a filter keeps back nobody had a lease."""
         waiting = [(retry.first, retry.last) for retry in self.retries]
         return [*self.acked, *self.rejected, *waiting, *((dying.first, dying.last) for dying in self.dying)]
 
@@ -160,6 +163,7 @@ def join(changes: Iterable[SettleChange]) -> list[SettleChange]:
 
 def _joined(run: list[SettleChange]) -> SettleChange:
     acked, rejected = RangeSet(), RangeSet()
+    filtered = RangeSet(pair for change in run for pair in change.filtered)
     for change in run:
         # Of an ack and a reject for the same message the first counts, as it would on their own.
         _add_new(acked, change.acked, rejected)
@@ -170,6 +174,7 @@ def _joined(run: list[SettleChange]) -> SettleChange:
         reject_reason=next((change.reject_reason for change in run if change.rejected), ""),
         retries=merge_retries(retry for change in run for retry in change.retries),
         tickets=tuple(ticket for change in run for ticket in change.tickets),
+        filtered=list(filtered),
     )
 
 

@@ -5,8 +5,9 @@ Durable are: what is settled, what failed (how often, until when it waits), how 
 soft.
 
 A message is *settled*; or *leased* to one consumer; or *settling*, when the change that acks or fails it is on its way
-to the log; or *failed*, waiting for its next delivery; or *fresh*, to be delivered for the first time. A lease that
-ends without a failure (its consumer left, the node restarted) makes the message what it was before.
+to the log; or *failed*, waiting for its next delivery; or *kept back* by the group's filter, when the change that
+settles it for that is on its way; or *fresh*, to be delivered for the first time. A lease that ends without a failure
+(its consumer left, the node restarted) makes the message what it was before.
 
 Every change that a method returns must be ended by exactly one `apply` or `abort`, in the order of the log, unless the
 group is thrown away. Messages are settling until then: nobody gets them.
@@ -63,6 +64,7 @@ class GroupCore:
         settled: Iterable[Range] = (),
         retries: Iterable[Retry] = (),
         rejected: int = 0,
+        filtered: int = 0,
         policy: RetryPolicy = NO_POLICY,
         fragments_max: int = FRAGMENTS_MAX,
     ) -> None:
@@ -74,12 +76,14 @@ class GroupCore:
         self.configure(ack_deadline_us, max_in_flight, policy)
         self._fragments_max = fragments_max
         self._rejected = rejected
+        self._filtered = filtered
         self._ticket = 0
         self._settled = RangeSet(settled)
         if settled_below:
             self._settled.add(0, settled_below - 1)
-        # Invariant: all that is settled, leased, settling or failed; so the gaps are fresh.
+        # Invariant: all that is settled, leased, settling, failed or kept back; so the gaps are fresh.
         self._not_fresh = RangeSet(self._settled)
+        self._kept_back = RangeSet()
         self._leases = LeaseTable()
         self._retries = RetryTable()
         for retry in retries:
@@ -114,6 +118,11 @@ class GroupCore:
     def rejected(self) -> int:
         """Messages rejected since the group was made."""
         return self._rejected
+
+    @property
+    def filtered(self) -> int:
+        """Messages that filters have settled since the group was made."""
+        return self._filtered
 
     def pending(self, end_offset: int) -> int:
         """Messages below the committed end that are not settled."""
@@ -160,6 +169,33 @@ class GroupCore:
         below = self.settled_below
         settled = [pair for pair in self._settled if pair[0] >= below]
         return GroupState(below, settled, list(self._retries), self._rejected)
+
+    # --- filters
+
+    def next_fresh(self, start: int, end_offset: int) -> int | None:
+        """The lowest message from `start` on, below the committed end, that `take` could hand out as a fresh one."""
+        offset = self._not_fresh.first_gap(start)
+        return offset if offset < self._fresh_end(end_offset) else None
+
+    def fresh(self, below: int, limit: int) -> int:
+        """How many fresh messages there are below an offset; `limit` at most."""
+        return sum(last - first + 1 for first, last in self._not_fresh.gaps(0, below - 1, limit))
+
+    def keep_back(self, first: int, last: int) -> list[Range]:
+        """The fresh ones of these are not handed out, until the change that settles them is ended; which those are."""
+        ranges = self._not_fresh.gaps(first, last)
+        for pair in ranges:
+            self._not_fresh.add(*pair)
+            self._kept_back.add(*pair)
+        return ranges
+
+    def _give_back(self, first: int, last: int) -> list[Range]:
+        """The opposite, of those that are not settled meanwhile."""
+        ranges = self._kept_back.intersect(first, last)
+        for pair in ranges:
+            self._kept_back.remove(*pair)
+            self._not_fresh.remove(*pair)
+        return ranges
 
     # --- delivery
 
@@ -371,7 +407,10 @@ class GroupCore:
                 request.include(start, end, settling.hold.attempt)
                 request.answer(start, end, Outcome.DONE)
                 continue
-            for settled_first, settled_last in self._settled.intersect(start, end):
+            done = self._settled.intersect(start, end)
+            if self._kept_back:  # which nobody was to get
+                done = list(RangeSet([*done, *self._kept_back.intersect(start, end)]))
+            for settled_first, settled_last in done:
                 if start < settled_first:
                     request.answer(start, settled_first - 1, Outcome.EXPIRED)
                 request.answer(settled_first, settled_last, Outcome.ALREADY)
@@ -407,6 +446,8 @@ class GroupCore:
             self._close(first, last)
         for first, last in change.rejected:
             self._rejected += self._close(first, last)
+        for first, last in change.filtered:
+            self._filtered += self._close(first, last)
         tickets = frozenset(change.tickets)
         for retry in change.retries:
             for first, last in self._settled.gaps(retry.first, retry.last):
@@ -421,6 +462,8 @@ class GroupCore:
         tickets = frozenset(change.tickets)
         for first, last in change.ranges():
             self._release(self._leases.restore(first, last, tickets))
+        for first, last in change.filtered:
+            self._give_back(first, last)
 
     def give_up(self, offset: int) -> bool:
         """Its dead letter is committed: settled, and counted as rejected; False when it was settled before."""
@@ -444,6 +487,7 @@ class GroupCore:
         self._retries.drop_all()
         self._settled.clear()
         self._not_fresh.clear()
+        self._kept_back.clear()
         self.trim(offset)
 
     def trim(self, first_offset: int) -> None:
@@ -456,6 +500,8 @@ class GroupCore:
         before = self._settled.count
         self._settled.add(first, last)
         self._not_fresh.add(first, last)
+        if self._kept_back:
+            self._kept_back.remove(first, last)
         self._retries.drop(first, last)
         self._leases.drop(first, last)
         return self._settled.count - before

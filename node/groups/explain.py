@@ -5,7 +5,7 @@ matters.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ class Cause(IntEnum):
     NO_MESSAGE = 1
     MOVING = 2
     DEAD_LETTER = 3
+    FILTERED = 4
     EXPIRED = 5
     SETTLED = 6
     SETTLING = 7
@@ -78,6 +79,7 @@ class Around:
     `letter`: the message's dead letter, `letters_unseen`: there are some that were not looked at. `settler`: who has
     settled it, where that is remembered. `expired`: the message's time to live is over.
     `next_due_us`: when the first delayed message is due; 0: none.
+    `filtered`: the group's filter does not let the message through, which counts before its first delivery.
     """
 
     now_us: int
@@ -88,6 +90,7 @@ class Around:
     failover: bool = False
     expired: bool = False
     next_due_us: int = 0
+    filtered: bool = False
     consumers: Sequence[Consumer] = ()
     letter: Letter | None = None
     letters_unseen: bool = False
@@ -141,6 +144,9 @@ def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
         return Explanation((Cause.NO_MESSAGE,))
     if around.moving:
         return Explanation((Cause.MOVING,))
+    fresh = standing.held is None and standing.settling is None and standing.failed is None
+    if around.filtered and fresh and around.letter is None:
+        return Explanation((Cause.FILTERED,))
     if standing.settled:
         return _settled(around)
     failures = standing.failed.failures if standing.failed is not None else ()
@@ -184,7 +190,7 @@ def _held_back(core: GroupCore, standing: Standing, around: Around) -> Explanati
     blocker = None
     if parked:
         assert standing.before is not None, "parked behind it"
-        blocker = _why(core, standing.before, around)
+        blocker = _why(core, standing.before, replace(around, filtered=False))
     return Explanation(
         tuple(cause for cause, here in holds.items() if here) or (Cause.IN_LINE,),
         attempt=failed.attempt if failed is not None else 0,

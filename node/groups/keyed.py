@@ -36,6 +36,7 @@ class KeyedCore(GroupCore):
         self.ready = Ready()
         self._known_end = 0  # all unsettled messages below are known, but for those
         self._reopened = RangeSet()  # that came back, and whose keys must be known before anything else goes out
+        self._still_out = RangeSet()  # whose settlements were on their way when keys were forgotten
         super().__init__(**group)
 
     # --- keys
@@ -64,10 +65,35 @@ class KeyedCore(GroupCore):
         if self._reopened:
             self._learn_again(first, keys)
         for low, high in self._settled.gaps(self._known_end, end - 1):
-            for offset in range(low, high + 1):
-                if self._keys.add(offset, keys[offset - first]):
-                    self._offer(offset)
+            for start, stop in self._kept_back.gaps(low, high) if self._kept_back else ((low, high),):
+                for offset in range(start, stop + 1):
+                    if self._keys.add(offset, keys[offset - first]) and not self._is_still_out(offset):
+                        self._offer(offset)
         self._known_end = max(self._known_end, end)
+
+    def _is_still_out(self, offset: int) -> bool:
+        """Whether a settlement of the message is on its way since before the keys were forgotten."""
+        return bool(self._still_out) and self._still_out.contains(offset) and self._leases.busy.contains(offset)
+
+    def forget(self) -> None:
+        """Keys are learned anew, because a filter is another one. There must be no leases."""
+        self._forget()
+        self._still_out = RangeSet(self._leases.busy)
+
+    def keep_back(self, first: int, last: int) -> list[Range]:
+        """The same as of any group, but for those whose keys are known: those are let through already."""
+        wanted = [*self._reopened.intersect(first, last), (max(first, self._known_end), last)]
+        ranges = [pair for low, high in wanted if low <= high for pair in super(KeyedCore, self).keep_back(low, high)]
+        for pair in ranges:
+            self._reopened.remove(*pair)
+        return ranges
+
+    def _give_back(self, first: int, last: int) -> list[Range]:
+        ranges = super()._give_back(first, last)
+        for low, high in ranges:
+            if low < self._known_end:
+                self._reopened.add(low, min(high, self._known_end - 1))
+        return ranges
 
     def _learn_again(self, first: int, keys: list[int]) -> None:
         end = first + len(keys)
@@ -84,6 +110,7 @@ class KeyedCore(GroupCore):
         self._reopened.clear()
         self._keys.clear()
         self.ready.clear()
+        self._still_out.clear()
         self._known_end = 0
 
     keeps_order = True

@@ -1,5 +1,6 @@
 """An explanation as one sentence for people. Pure."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.explain import Around, Cause, Explanation, Place
 
 _OF_GROUP = {Cause.PAUSED, Cause.NO_CONSUMERS, Cause.MAX_IN_FLIGHT, Cause.NO_CREDIT}
+_SETTLED = {Cause.NO_MESSAGE, Cause.DEAD_LETTER, Cause.FILTERED, Cause.SETTLED}
 _PLAIN = {
     Cause.EXPIRED: "has expired: its time to live is over, so it is settled undelivered when it would be its turn",
     Cause.MOVING: "waits for a seek of the group that is on its way to the log",
@@ -19,11 +21,7 @@ _PLAIN = {
 def sentence(core: GroupCore, offset: int, around: Around, found: Explanation) -> str:
     """What `explain` found, with everything that holds."""
     told = ", and ".join(_clause(cause, _Case(core, offset, around, found)) for cause in found.causes)
-    if (
-        around.failover
-        and around.active
-        and found.causes[0] not in {Cause.NO_MESSAGE, Cause.DEAD_LETTER, Cause.SETTLED}
-    ):
+    if around.failover and around.active and found.causes[0] not in _SETTLED:
         told += f"; the active consumer is {_named(around.active[0].name)}"
     return f"It {told}."
 
@@ -60,34 +58,20 @@ class _Case(NamedTuple):
 
 def _clause(cause: Cause, case: _Case) -> str:
     """A part of a sentence that begins with "It" or "which"."""
-    found, around = case.found, case.around
-    match cause:
-        case Cause.NO_MESSAGE:
-            return _no_message(around.place)
-        case Cause.DEAD_LETTER:
-            return _dead_letter(case)
-        case Cause.SETTLED:
-            return _settled(case)
-        case Cause.SETTLING:
-            what = "was acked or rejected" if found.acked else "has failed"
-            return f"{what} in delivery {found.attempt} to {_named(found.consumer)}; that is on its way to the log"
-        case Cause.LEASED:
-            return _leased(case)
-        case Cause.NOT_DUE | Cause.DELAYED:
-            return _until(cause, case)
-        case Cause.PARKED:
-            return _parked(case)
-        case Cause.MAX_IN_FLIGHT:
-            out = f"{case.core.in_flight:,} messages are out"
-            return f"waits because {out}, and the group's max_in_flight is {around.max_in_flight:,}"
-        case Cause.NO_CREDIT:
-            return _no_credit(around)
-        case Cause.KEY_UNKNOWN:
-            return _key_unknown(case)
-        case Cause.IN_LINE:
-            return _in_line(case)
-        case _:
-            return _PLAIN[cause]
+    tell = _TELLING.get(cause)
+    if tell is not None:
+        return tell(case)
+    return _until(cause, case) if cause in {Cause.NOT_DUE, Cause.DELAYED} else _PLAIN[cause]
+
+
+def _settling(case: _Case) -> str:
+    what = "was acked or rejected" if case.found.acked else "has failed"
+    return f"{what} in delivery {case.found.attempt} to {_named(case.found.consumer)}; that is on its way to the log"
+
+
+def _max_in_flight(case: _Case) -> str:
+    out = f"{case.core.in_flight:,} messages are out"
+    return f"waits because {out}, and the group's max_in_flight is {case.around.max_in_flight:,}"
 
 
 def _until(cause: Cause, case: _Case) -> str:
@@ -115,6 +99,13 @@ def _dead_letter(case: _Case) -> str:
     how = f"given up after delivery {letter.attempts}" if letter.attempts else "rejected by somebody without its lease"
     reason = f" ({letter.reason})" if letter.reason else ""
     return f"is dead letter {letter.number} since {show_clock(letter.time_us)}: {how}{reason}; a redrive brings it back"
+
+
+def _filtered(case: _Case) -> str:
+    why = "is filtered out: the group's filter does not let it through"
+    if case.core.standing(case.offset).settled:
+        return f"{why}, so it is settled, unless it was for another reason before the group had that filter"
+    return f"{why}; it is settled when the group comes to it"
 
 
 def _settled(case: _Case) -> str:
@@ -187,3 +178,18 @@ def _named(consumer: str | None) -> str:
 def show_clock(time_us: int) -> str:
     """A time for people, UTC."""
     return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_TELLING: dict[Cause, Callable[[_Case], str]] = {
+    Cause.NO_MESSAGE: lambda case: _no_message(case.around.place),
+    Cause.DEAD_LETTER: _dead_letter,
+    Cause.FILTERED: _filtered,
+    Cause.SETTLED: _settled,
+    Cause.SETTLING: _settling,
+    Cause.LEASED: _leased,
+    Cause.PARKED: _parked,
+    Cause.MAX_IN_FLIGHT: _max_in_flight,
+    Cause.NO_CREDIT: lambda case: _no_credit(case.around),
+    Cause.KEY_UNKNOWN: _key_unknown,
+    Cause.IN_LINE: _in_line,
+}

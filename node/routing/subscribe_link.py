@@ -63,7 +63,7 @@ class SubscribeLink:
         self._numbers = self._correlation = 0
         self._was_full = False
         # Where an upstream without a group stands, the latest to come there: one that comes to the same place joins.
-        self._places: dict[tuple[str, int], Upstream] = {}
+        self._places: dict[tuple[str, str, int], Upstream] = {}
         self._backoff_s = BACKOFF_S_MIN
         self._next_try = 0.0
 
@@ -241,7 +241,7 @@ class SubscribeLink:
     # -- sharing ----------------------------------------------------------------------------------------------------
 
     def _leave_place(self, upstream: Upstream) -> None:
-        place = (upstream.channel, upstream.next_offset)
+        place = upstream.place
         if self._places.get(place) is upstream:
             del self._places[place]
 
@@ -249,7 +249,7 @@ class SubscribeLink:
         """Joins it with another one that is at the same place of the channel."""
         if upstream.grouped or not upstream.subscribers:
             return
-        place = (upstream.channel, upstream.next_offset)
+        place = upstream.place
         other = self._places.get(place)
         if other is None or other is upstream:
             self._places[place] = upstream

@@ -28,6 +28,7 @@ class Upstream:
         "channel",
         "epoch",
         "exclusive",
+        "filter",
         "granted",
         "link",
         "next_offset",
@@ -47,12 +48,18 @@ class Upstream:
         self.epoch = epoch
         self.exclusive = True
         self.opened = False
+        self.filter = ""
         self.next_offset = 0
         self.silent_below = 0
         self.received_messages = self.received_bytes = 0
         self.granted = (0, 0)
         self.subscribers: list[Relayed] = []
         self.opener: Relayed | None = None  # by whose permission the leader serves it
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What it reads and where it stands: at the same place the same comes."""
+        return self.channel, self.filter, self.next_offset
 
     @property
     def grouped(self) -> bool:
@@ -64,6 +71,7 @@ class Upstream:
         """The command that begins it for its first subscriber."""
         self.subscribers.append(subscriber)
         self.opener = subscriber
+        self.filter = subscriber.command.filter
         self.granted = subscriber.room()
         command = OpenSubscription()
         command.CopyFrom(subscriber.command)

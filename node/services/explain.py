@@ -1,9 +1,11 @@
 """ExplainMessage: where a message is, and why each group does not deliver it now."""
 
 from itertools import islice
+from typing import NamedTuple
 
 from ringpost.node.delivery.expiry import is_over
 from ringpost.node.errors import DataLoss
+from ringpost.node.filters.filter import checked
 from ringpost.node.groups.explain import Around, Consumer, Explanation, Place, explain
 from ringpost.node.groups.sentences import place_sentence, sentence, show_clock
 from ringpost.node.journal.cache import CachedFrame
@@ -16,9 +18,20 @@ from ringpost.node.shard.store import Store
 from ringpost.v1 import message_pb2 as api
 from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.dead_letter_pb2 import FailedDelivery
-from ringpost.v1.publish_pb2 import Batch
+from ringpost.v1.publish_pb2 import Batch, Message
 
 GROUPS_MAX = 1_000
+
+
+class _Seen(NamedTuple):
+    """Where a message is, with what was read of one that is stored."""
+
+    place: Place
+    frame: CachedFrame | None = None
+    message: Message | None = None
+
+    def expired(self, channel: Channel) -> bool:
+        return self.frame is not None and is_over(self.frame, channel.shard.log.clock())
 
 
 async def explained(store: Store, reading: Reading, name: str, offset: int, group: str) -> api.ExplainMessageResponse:
@@ -31,7 +44,7 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
         if group:
             store.find_group(channel, group)
         answer = api.ExplainMessageResponse(channel=name, offset=offset)
-        place, frame = await _look(reading, channel, offset, answer)
+        seen = await _look(reading, channel, offset, answer)
         search = LetterSearch(reading)
         for one in _groups_of(store, channel, group):
             await search.look(one, offset)
@@ -39,20 +52,18 @@ async def explained(store: Store, reading: Reading, name: str, offset: int, grou
         if store.find(name) is channel:
             break
     shard = channel.shard
-    expired = frame is not None and is_over(frame, shard.log.clock())
     found = _groups_of(store, channel, group)
     answer.MergeFrom(
         api.ExplainMessageResponse(
-            state=api.MessageState.ValueType(place),
-            sentence=place_sentence(place, channel.first_offset, channel.next_offset)
-            + _more(channel, place, frame, expired),
+            state=api.MessageState.ValueType(seen.place),
+            sentence=place_sentence(seen.place, channel.first_offset, channel.next_offset) + _more(channel, seen),
             shard=shard.number,
             owner=shard.node,
             epoch=shard.epoch,
             in_sync=shard.holders,
             first_offset=channel.first_offset,
             end_offset=channel.end_offset,
-            groups=[_group(one, offset, place, search, expired) for one in found],
+            groups=[_group(one, offset, seen, search) for one in found],
         )
     )
     return answer
@@ -78,33 +89,32 @@ def place_of(channel: Channel, offset: int) -> Place:
     return Place.LOST if channel.lost_at(offset) is not None else Place.STORED
 
 
-async def _look(
-    reading: Reading, channel: Channel, offset: int, answer: api.ExplainMessageResponse
-) -> tuple[Place, CachedFrame | None]:
-    """Where it is; says of a stored one what it is like."""
+async def _look(reading: Reading, channel: Channel, offset: int, answer: api.ExplainMessageResponse) -> _Seen:
+    """Where it is; the answer says of a stored one what it is like."""
     place = place_of(channel, offset)
     if place is not Place.STORED:
-        return place, None
+        return _Seen(place)
     try:
         frame = await reading.frame(channel, channel.index.row(channel.index.find(offset)))
     except DataLoss:
         place = place_of(channel, offset)
-        return Place.UNREADABLE if place is Place.STORED else place, None
+        return _Seen(Place.UNREADABLE if place is Place.STORED else place)
     except LookupError:
-        return place_of(channel, offset), None  # trimmed meanwhile
+        return _Seen(place_of(channel, offset))  # trimmed meanwhile
     place = place_of(channel, offset)
-    if place is Place.STORED:
-        message = Batch.FromString(frame.body).messages[offset - frame.base_offset]
-        answer.append_time_us, answer.size_bytes, answer.key = frame.time_us, message.ByteSize(), message.key
-    return place, frame
+    if place is not Place.STORED:
+        return _Seen(place)
+    message = Batch.FromString(frame.body).messages[offset - frame.base_offset]
+    answer.append_time_us, answer.size_bytes, answer.key = frame.time_us, message.ByteSize(), message.key
+    return _Seen(place, frame, message)
 
 
-def _more(channel: Channel, place: Place, frame: CachedFrame | None, expired: bool) -> str:
+def _more(channel: Channel, seen: _Seen) -> str:
     """What there is to say besides: of a time to live, of what is still to come."""
-    if frame is not None and frame.ttl_ms:
-        ends = show_clock(frame.time_us + frame.ttl_ms * 1000)
-        return f" Its time to live {'was over' if expired else 'is over'} at {ends}."
-    if place is Place.NOT_PUBLISHED and (due_us := _next_due_us(channel)):
+    if seen.frame is not None and seen.frame.ttl_ms:
+        ends = show_clock(seen.frame.time_us + seen.frame.ttl_ms * 1000)
+        return f" Its time to live {'was over' if seen.expired(channel) else 'is over'} at {ends}."
+    if seen.place is Place.NOT_PUBLISHED and (due_us := _next_due_us(channel)):
         count = channel.shard.schedules[channel.number].table.messages
         return f" Delayed messages that are not due yet: {count:,}, the first at {show_clock(due_us)}."
     return ""
@@ -116,15 +126,17 @@ def _next_due_us(channel: Channel) -> int:
     return 0 if schedule is None else schedule.table.next_due_us or 0
 
 
-def _group(group: Group, offset: int, place: Place, search: LetterSearch, expired: bool) -> api.GroupExplanation:
+def _group(group: Group, offset: int, seen: _Seen, search: LetterSearch) -> api.GroupExplanation:
+    wanted, message = checked(group.settings.filter, "config.filter"), seen.message
     around = Around(
         group.channel.shard.log.clock(),
         group.settings.max_in_flight,
-        place,
+        seen.place,
         paused=group.paused,
         moving=group.seeks > 0,
-        expired=expired,
+        expired=seen.expired(group.channel),
         next_due_us=_next_due_us(group.channel),
+        filtered=wanted is not None and message is not None and not wanted.matches(message),
         failover=group.settings.mode == GroupMode.GROUP_MODE_FAILOVER,
         consumers=[
             Consumer(number, member.consumer, group.is_active(number), member.has_credit)

@@ -31,6 +31,7 @@ def info(group: Group, age_us: int | None = None, *, consumers: bool = False) ->
         in_flight=sum(core.in_flight for core in cores),
         to_redeliver=sum(core.to_redeliver for core in cores),
         rejected=sum(core.rejected for core in cores),
+        filtered=sum(core.filtered for core in cores),
         members=[
             api.GroupMember(
                 consumer=member.consumer, in_flight=part.core.in_flight_of(number), active=part.is_active(number)

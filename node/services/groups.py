@@ -13,6 +13,7 @@ from ringpost.node.access.grants import Verb
 from ringpost.node.access.guard import current
 from ringpost.node.delivery.opening import find_or_add, resolve, resolve_start
 from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied, Precondition
+from ringpost.node.filters.filter import checked
 from ringpost.node.services.channels import TURN_CHANNELS, decode_token, encode_token, page_size
 from ringpost.node.services.group_info import check_consumers, info, slowest_of
 from ringpost.node.services.retry_checks import check_retry
@@ -225,6 +226,7 @@ def check_config(config: api.GroupConfig, mode: int = 0) -> None:
         raise InvalidRequest.of(
             "config.max_in_flight", f"is {config.max_in_flight}, allowed are 1 to {MAX_IN_FLIGHT_MAX}"
         )
+    checked(config.filter, "config.filter")
     check_retry(config)
     check_consumers(config, mode or config.mode)
 

@@ -5,6 +5,7 @@ entries is a batch again; that is why a part can be delivered without decoding o
 """
 
 from array import array
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ringpost.node.errors import InvalidRequest
-from ringpost.v1.publish_pb2 import Batch
+from ringpost.v1.publish_pb2 import Batch, Message
 
 MESSAGES_TAG = 0x0A
 DENSE_BYTES_MIN = 512 << 10  # a batch up to here is parsed in 20 ms and 23 MB, whatever is in it
@@ -114,7 +115,12 @@ def entries(batch: bytes, count: int) -> int:
 
 def message_keys(batch: bytes) -> list[int]:
     """A number for the key of each message of a valid batch: a hash that this process alone gives, 0 without a key."""
-    return [(hash(key) or 1) if (key := message.key) else 0 for message in Batch.FromString(batch).messages]
+    return keys_of(Batch.FromString(batch).messages)
+
+
+def keys_of(messages: Iterable[Message]) -> list[int]:
+    """The same for messages."""
+    return [(hash(key) or 1) if (key := message.key) else 0 for message in messages]
 
 
 def boundaries(batch: bytes) -> "array[int]":

@@ -122,6 +122,7 @@ def change_letters(group: Group, box: Channel | None, change: LetterChange, posi
             gone.add(number, number)
             if not group.voids.void(number, offset):
                 group.core.reopen(offset)
+                group.look_again(offset)
                 redriven += 1
     for first, last in pairs(change.dropped):
         for start, end in gone.gaps(max(first, box.first_offset), min(last, box.end_offset - 1)):

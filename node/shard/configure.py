@@ -1,7 +1,10 @@
 """Changing a group's configuration; pausing it."""
 
+from functools import partial
+
 from ringpost.internal.v1.record_pb2 import GroupRecord
 from ringpost.node.errors import RingpostError
+from ringpost.node.groups.keyed import KeyedCore
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.boxes import box_of, limits_of
 from ringpost.node.shard.consumers import parts_of
@@ -13,14 +16,23 @@ from ringpost.v1.group_pb2 import GroupConfig
 
 
 def set_group(group: Group, config: GroupConfig, done: Done) -> None:
-    """Changes what is present in a checked configuration, when committed. Raises NotFound when it was deleted."""
+    """Changes what is present in a checked configuration, when committed. Raises NotFound when it was deleted.
+
+    Another filter counts from its commit on: until then nothing is handed out or looked at, and what the old one has
+    kept back is in the log before.
+    """
+    settings = changed(group.next_settings, config)
+    refilters = settings.filter != group.next_settings.filter
+    if refilters:
+        group.flush()
     shard = group.channel.shard
     now = ready_for(group)
-    settings = changed(group.next_settings, config)
     body = GroupRecord(name=group.name, config=settings.message(), configured=True).SerializeToString()
     number = group.channel.number
+    done = partial(_refiltered, group, done) if refilters else done
     shard.log.append(shard, FrameType.GROUP, body, _configured, group, settings, done, time_us=now, channel=number)
     group.next_settings = settings
+    group.seeks += refilters
     box = box_of(group)
     if box is not None and box.next_limits != limits_of(settings):
         shard.set_channel(box, limits_of(settings), ignore)
@@ -49,6 +61,20 @@ def changed(settings: GroupSettings, config: GroupConfig) -> GroupSettings:
 def _configured(error: RingpostError | None, group: Group, settings: GroupSettings, done: Done) -> None:
     if error is None:
         apply_settings(group, settings)
+    done(error)
+
+
+def _refiltered(group: Group, done: Done, error: RingpostError | None) -> None:
+    """Leases end, and consumers come again: what they have not confirmed is looked at by the new filter."""
+    group.seeks -= 1
+    if not group.seeks:
+        group.resume()  # what was settled meanwhile speaks of leases that there still are
+    if error is None:
+        for member in tuple(group.members.values()):
+            member.moved(f"the filter of group {group.name!r} has changed; open the subscription again")
+        group.scan = None
+        if isinstance(group.core, KeyedCore):
+            group.core.forget()
     done(error)
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ringpost.node import log
 from ringpost.node.errors import Exhausted, NotFound, RingpostError, Unavailable
+from ringpost.node.filters.filter import checked
 from ringpost.node.groups.changes import Ack, Action, Claim, Lease, Outcome, Reject, SettleChange, join
 from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.keyed import KeyedCore
@@ -17,6 +18,7 @@ from ringpost.node.groups.voids import Voids
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.burial import Burial
 from ringpost.node.shard.channel import Channel, Watcher
+from ringpost.node.shard.filter_scan import FilterScan
 from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.keys import KeyScan, Spawn
 from ringpost.node.shard.modes import occupied
@@ -114,14 +116,18 @@ class Group:
         self.burying = False
         self.expire_from_us = 0
         self.removed = False
-        self.scan: KeyScan | None = None
+        self.scan: KeyScan | FilterScan | None = None
         self.wake_at_us = 0
 
     # -- members ----------------------------------------------------------------------------------------------------
 
     def read_by(self, reading: Reading, spawn: Spawn) -> None:
-        """How it gets to know its messages' keys, before members join; `spawn` runs a coroutine."""
-        if self.scan is None and isinstance(self.core, KeyedCore):
+        """How it gets to know its messages, where it must, before members join; `spawn` runs a coroutine."""
+        if self.scan is not None:
+            return
+        if (wanted := checked(self.settings.filter, "config.filter")) is not None:
+            self.scan = FilterScan(self, wanted, reading, spawn)
+        elif isinstance(self.core, KeyedCore):
             self.scan = KeyScan(self, self.core, reading, spawn)
 
     def join(self, member: int, watcher: GroupMember) -> None:
@@ -148,14 +154,15 @@ class Group:
         """Leases messages to a member: at most its fair share of what waits."""
         if self.paused or self.seeks or not self.is_active(member):
             return []
+        end = reach = self.channel.end_offset
         if self.scan is not None:
             self.scan.ahead(messages_max)
-        end = self.channel.end_offset
+            reach = self.scan.reach(end)
         alone = self.settings.mode == GroupMode.GROUP_MODE_FAILOVER
         share = messages_max if alone else self.core.share(member, end, now_us)
         if share <= 0:
             return []
-        leases = self.core.take(member, min(messages_max, share), end, now_us)
+        leases = self.core.take(member, min(messages_max, share), reach, now_us)
         if leases:
             self.arm(now_us)
         return leases
@@ -263,6 +270,15 @@ class Group:
             self._store(verdict.change, verdict.results, None)
         return sum(high - low + 1 for low, high, outcome in verdict.results if outcome == Outcome.DONE)
 
+    def filter_out(self, ranges: list[tuple[int, int]]) -> None:
+        """Settles messages that the filter does not let through, and that the core keeps back."""
+        self._store(SettleChange(filtered=ranges), [], None)
+
+    def look_again(self, offset: int) -> None:
+        """Fresh messages from there on must be looked at."""
+        if self.scan is not None:
+            self.scan.rewind(offset)
+
     def _store(self, change: SettleChange, results: Results, reply: SettleReply | None) -> None:
         if change.dying:
             reply = self.channel.shard.log.burials.add(self, change, results, reply)
@@ -316,6 +332,8 @@ class Group:
                 self.core.apply(change)
             else:
                 self.core.abort(change)
+                if change.filtered:
+                    self.look_again(change.filtered[0][0])
         for _, results, reply in waiting:
             if reply is not None:
                 reply(results if error is None else error)

@@ -79,6 +79,7 @@ def apply_seek(group: Group, box: Channel | None, offset: int, era: int) -> None
     group.era = era
     group.recent.forget()
     group.core.seek(max(offset, group.channel.first_offset))
+    group.look_again(0)
     if box is not None:
         group.voids.sought(box.end_offset, offset, box.first_offset)
 

@@ -32,6 +32,7 @@ class GroupSettings:
     expired_to_dead_letters: bool = False
     max_consumers: int = MAX_CONSUMERS
     consumer_expiry_ms: int = CONSUMER_EXPIRY_MS
+    filter: str = ""
 
     @classmethod
     def of(cls, config: GroupConfig) -> "GroupSettings":
@@ -49,6 +50,7 @@ class GroupSettings:
             config.expired_to_dead_letters,
             config.max_consumers if config.HasField("max_consumers") else MAX_CONSUMERS,
             config.consumer_expiry_ms if config.HasField("consumer_expiry_ms") else CONSUMER_EXPIRY_MS,
+            config.filter,
         )
 
     def message(self) -> GroupConfig:
@@ -66,4 +68,5 @@ class GroupSettings:
             expired_to_dead_letters=self.expired_to_dead_letters,
             max_consumers=self.max_consumers if broadcast else None,
             consumer_expiry_ms=self.consumer_expiry_ms if broadcast else None,
+            filter=self.filter,
         )

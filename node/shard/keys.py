@@ -36,6 +36,13 @@ class KeyScan:
         self._spawn = spawn
         self._running = False
 
+    def reach(self, end_offset: int) -> int:
+        """Below this fresh messages may be handed out: the core itself waits for keys."""
+        return end_offset
+
+    def rewind(self, offset: int) -> None:
+        """Messages from there on are fresh again; the core itself asks for their keys."""
+
     def ahead(self, wanted: int) -> None:
         """About so many messages are wanted."""
         if self._running:

@@ -1,4 +1,4 @@
-"""What a group's mode forbids."""
+"""What a group's mode and filter forbid."""
 
 from ringpost.node.errors import Exhausted, Precondition
 from ringpost.v1.common_pb2 import GroupMode
@@ -28,6 +28,19 @@ def check_mode(group: str, mode: GroupMode.ValueType, wanted: GroupMode.ValueTyp
         "fixed: leave open.mode unset, or make another group",
         reason="GROUP_MODE",
         metadata=names,
+    )
+
+
+def check_filter(group: str, known: str, wanted: str) -> None:
+    """Raises Precondition when a group has another filter than the one that is wanted; "": any will do."""
+    if not wanted or wanted == known:
+        return
+    has = f"filter {known!r}" if known else "no filter"
+    raise Precondition(
+        f"open.filter: group {group!r} has {has}, wanted is {wanted!r}; leave open.filter unset, or change the group's "
+        "(SetGroup)",
+        reason="GROUP_FILTER",
+        metadata={"filter": known, "wanted": wanted},
     )
 
 

@@ -7,6 +7,7 @@ from ringpost.node.journal.cache import CachedFrame, TailCache
 from ringpost.node.journal.frame import FrameDamaged
 from ringpost.node.journal.index import Row
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.sieve import Sieve
 
 READ_AHEAD_BYTES = 256 << 10
 COLD_CACHE_BYTES = 16 << 20
@@ -23,6 +24,7 @@ class Reading:
         self._cold = TailCache(COLD_CACHE_BYTES)
         self._fetch = fetch
         self._damaged = damaged
+        self.sieve = Sieve()
         # Whether damage that was found is mended: by a whole copy on another node, which takes over soon.
         self.mends: Callable[[Channel, str], bool] = lambda *_: False
 

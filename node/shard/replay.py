@@ -203,6 +203,7 @@ def load_group(channel: Channel, row: GroupSnapshot) -> Group:
         settled=pairs(row.settled),
         retries=[retry_of(retry) for retry in row.retries],
         rejected=row.rejected,
+        filtered=row.filtered,
     )
     group = Group(channel, row.name, settings, core, row.created_time_us)
     group.letters_gone = RangeSet(pairs(row.letters_gone))

@@ -15,6 +15,7 @@ def encode_settle(group: str, change: SettleChange) -> bytes:
         rejected=flatten(change.rejected),
         reject_reason=change.reject_reason,
         retries=[retry_record(retry) for retry in change.retries],
+        filtered=flatten(change.filtered),
     ).SerializeToString()
 
 
@@ -25,6 +26,7 @@ def decode_settle(record: SettleRecord) -> SettleChange:
         rejected=pairs(record.rejected),
         reject_reason=record.reject_reason,
         retries=[retry_of(retry) for retry in record.retries],
+        filtered=pairs(record.filtered),
     )
 
 

@@ -119,6 +119,7 @@ def _group(group: Group) -> GroupSnapshot:
         settled=flatten(state.settled),
         retries=[retry_record(retry) for retry in state.retries],
         rejected=state.rejected,
+        filtered=group.core.filtered,
         letters_gone=flatten(group.letters_gone),
         seeks=flatten(group.voids.seeks),
         paused=group.paused,

@@ -266,6 +266,26 @@ async def test_a_mode_goes_with_the_opening_and_with_the_group_that_is_made_for_
             mq.subscription("orders", **wrong)
 
 
+async def test_a_filter_goes_with_every_opening_and_with_the_group_that_is_made_for_a_start(
+    mq: Client, broker: FakeBroker
+) -> None:
+    broker.put("orders", *payloads(5))
+    wanted = 'headers.region == "eu"'
+    async with mq.subscription("orders", filter=wanted, start="earliest") as subscription:
+        await read(subscription, 5)
+        broker.cut()
+        broker.put("orders", b"more")
+        await read(subscription, 1)
+    assert len(broker.opens) == 2
+    assert {opened.filter for opened in broker.opens} == {wanted}
+    async with mq.subscription("orders", group="billing", filter=wanted, start=3) as subscription:
+        assert (await read(subscription, 1))[0].offset == 3
+    assert broker.opens[-1].filter == wanted
+    pool = await mq.subscribe("orders", print, group="billing", filter=wanted)
+    assert broker.opens[-1].filter == wanted
+    await pool.close()
+
+
 async def test_a_newcomer_to_an_exclusive_group_is_told_and_its_consumer_comes_back(
     mq: Client, broker: FakeBroker
 ) -> None:

@@ -314,6 +314,8 @@ GROUPS = (
     ),
     _group_config("an unknown mode", "mode", "SHARED", mode=9),
     _group_config("a negative mode", "mode", "SHARED", mode=-1),
+    _group_config("a wrong filter", "filter", "line 1, column 5: '=' has no meaning here", filter="key = 'a'"),
+    _group_config("a long filter", "filter", "allowed are 1024", filter="true" + " " * 1021),
     _group_config("a short ack deadline", "ack_deadline_ms", "1000 to 43200000", ack_deadline_ms=999),
     _group_config("no ack deadline", "ack_deadline_ms", "1000 to 43200000", ack_deadline_ms=0),
     _group_config("a huge ack deadline", "ack_deadline_ms", "1000 to 43200000", ack_deadline_ms=HUGE),
@@ -507,6 +509,9 @@ OPENS = (
     _bad_open("a bad group", "group", "one token", group="a.b"),
     _bad_open("a long group", "group", "the limit is 127", group="g" * 128),
     _bad_open("a bad consumer", "consumer", "allowed are", consumer="me and you"),
+    _bad_open("a wrong filter", "filter", "line 1, column 1: there is no 'keyy'", filter="keyy == 'a'"),
+    _bad_open("a long filter", "filter", "allowed are 1024", filter="true" + " " * 1021),
+    _bad_open("a wrong filter of a group", "filter", "must be true or false", filter="key", group="new"),
     _bad_open("hasty heartbeats", "heartbeat_interval_ms", "1000 to 300000", heartbeat_interval_ms=999),
     _bad_open("lazy heartbeats", "heartbeat_interval_ms", "1000 to 300000", heartbeat_interval_ms=300_001),
     _bad_open(

@@ -68,8 +68,8 @@ class Deeds:
 
     def _settle(self, machine: Machine, group: Group) -> None:
         end = group.channel.end_offset
-        if end == 0:
-            return
+        if end == 0 or not machine.hosted.core.may_deliver(machine.process.now):
+            return  # such a call waits until the node surely leads: the leader before may deliver the message yet
         first = self._rng.randrange(end)
         last = min(end - 1, first + self._rng.randrange(3))
         action = self._rng.choice((Ack(), Reject("by hand")))

@@ -43,8 +43,12 @@ class Seat:
         self._membership = Membership(group, self.number)
         self._soon = False
         group.join(self.number, self)
+        group.channel.watch(self)
         machine.seats.append(self)
         self.advanced()
+
+    def __hash__(self) -> int:
+        return self.number  # a channel's watchers are a set, and its order must be the same each time
 
     # -- GroupMember ------------------------------------------------------------------------------------------------
 
@@ -127,6 +131,7 @@ class Seat:
     def end(self) -> None:
         """The group is elsewhere from now on."""
         self.open = False
+        self.group.channel.unwatch(self)
         if self in self.machine.seats:
             self.machine.seats.remove(self)
 

@@ -98,6 +98,7 @@ class GroupConfig(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_AGE_MS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_BYTES_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     EXPIRED_TO_DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     MAX_CONSUMERS_FIELD_NUMBER: _builtins.int
     CONSUMER_EXPIRY_MS_FIELD_NUMBER: _builtins.int
@@ -122,6 +123,11 @@ class GroupConfig(_message.Message):
     dead_letter_bytes: _builtins.int
     """The oldest dead letters go while all of them take more bytes, about; 0: no limit. Default: 1,073,741,824;
     AddGroup with more needs `manage` on the channel.
+    """
+    filter: _builtins.str
+    """Only messages that this lets through are delivered, see OpenSubscription.filter; the others count as acked when the
+    group has come to them. Empty, the default: all. SetGroup with another one closes the group's subscriptions with
+    UNAVAILABLE, GROUP_MOVED; it counts for all messages that are not settled then, but for those that have failed.
     """
     expired_to_dead_letters: _builtins.bool
     """Whether messages whose time to live is over (PublishRequest.ttl_ms) become dead letters, with reason "expired", as if
@@ -149,13 +155,14 @@ class GroupConfig(_message.Message):
         dead_letters: _builtins.bool | None = ...,
         dead_letter_age_ms: _builtins.int | None = ...,
         dead_letter_bytes: _builtins.int | None = ...,
+        filter: _builtins.str | None = ...,
         expired_to_dead_letters: _builtins.bool | None = ...,
         max_consumers: _builtins.int | None = ...,
         consumer_expiry_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ack_deadline_ms: _TypeAlias = _typing.Literal["ack_deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__ack_deadline_ms: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms"]  # noqa: Y015
@@ -169,6 +176,8 @@ class GroupConfig(_message.Message):
     _WhichOneofArgType__dead_letters: _TypeAlias = _typing.Literal["_dead_letters", b"_dead_letters"]  # noqa: Y015
     _WhichOneofReturnType__expired_to_dead_letters: _TypeAlias = _typing.Literal["expired_to_dead_letters"]  # noqa: Y015
     _WhichOneofArgType__expired_to_dead_letters: _TypeAlias = _typing.Literal["_expired_to_dead_letters", b"_expired_to_dead_letters"]  # noqa: Y015
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
     _WhichOneofReturnType__max_consumers: _TypeAlias = _typing.Literal["max_consumers"]  # noqa: Y015
@@ -187,6 +196,8 @@ class GroupConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letters) -> _WhichOneofReturnType__dead_letters | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expired_to_dead_letters) -> _WhichOneofReturnType__expired_to_dead_letters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
     @_typing.overload
@@ -221,6 +232,7 @@ class GroupInfo(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     LAG_BYTES_FIELD_NUMBER: _builtins.int
     LAG_MS_FIELD_NUMBER: _builtins.int
+    FILTERED_FIELD_NUMBER: _builtins.int
     CONSUMERS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """The channel it reads."""
@@ -253,6 +265,8 @@ class GroupInfo(_message.Message):
     """How long ago the oldest pending message was appended, by the owner's clock; 0 when none is pending. Absent when that
     cannot be told: it cannot be read, or, in a list, it is on disk only and the list has looked at 100 such groups.
     """
+    filtered: _builtins.int
+    """Settled because a filter did not let them through, since the group was made; a seek brings some of them again."""
     @_builtins.property
     def config(self) -> Global___GroupConfig:
         """Every field present, those about consumers in mode BROADCAST."""
@@ -285,11 +299,12 @@ class GroupInfo(_message.Message):
         paused: _builtins.bool = ...,
         lag_bytes: _builtins.int = ...,
         lag_ms: _builtins.int | None = ...,
+        filtered: _builtins.int = ...,
         consumers: _abc.Iterable[Global___GroupConsumer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "config", b"config", "lag_ms", b"lag_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "consumers", b"consumers", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "consumers", b"consumers", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "filtered", b"filtered", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
     _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015

@@ -122,8 +122,8 @@ class GroupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetGroup(self, request, context):
-        """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
-        there is no such channel or group.
+        """Changes what is present in the configuration, for what fails, is leased or delivered from now on; of another filter
+        see GroupConfig.filter. NOT_FOUND when there is no such channel or group.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,8 +46,8 @@ class GroupServiceStub:
     end, and the group's open subscriptions are closed with UNAVAILABLE, GROUP_MOVED: open them again.
     """
     SetGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.SetGroupRequest, _group_pb2.SetGroupResponse]
-    """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
-    there is no such channel or group.
+    """Changes what is present in the configuration, for what fails, is leased or delivered from now on; of another filter
+    see GroupConfig.filter. NOT_FOUND when there is no such channel or group.
     """
     PauseGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.PauseGroupRequest, _group_pb2.PauseGroupResponse]
     """The group hands out nothing from now on, until it is resumed; restarts and changes of the owner do not end that. What
@@ -104,8 +104,8 @@ class GroupServiceAsyncStub(GroupServiceStub):
     end, and the group's open subscriptions are closed with UNAVAILABLE, GROUP_MOVED: open them again.
     """
     SetGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.SetGroupRequest, _group_pb2.SetGroupResponse]  # type: ignore[assignment]
-    """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
-    there is no such channel or group.
+    """Changes what is present in the configuration, for what fails, is leased or delivered from now on; of another filter
+    see GroupConfig.filter. NOT_FOUND when there is no such channel or group.
     """
     PauseGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.PauseGroupRequest, _group_pb2.PauseGroupResponse]  # type: ignore[assignment]
     """The group hands out nothing from now on, until it is resumed; restarts and changes of the owner do not end that. What
@@ -189,8 +189,8 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _group_pb2.SetGroupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_group_pb2.SetGroupResponse, _abc.Awaitable[_group_pb2.SetGroupResponse]]:
-        """Changes what is present in the configuration, for what fails, is leased or delivered from now on. NOT_FOUND when
-        there is no such channel or group.
+        """Changes what is present in the configuration, for what fails, is leased or delivered from now on; of another filter
+        see GroupConfig.filter. NOT_FOUND when there is no such channel or group.
         """
 
     @_abc_1.abstractmethod

@@ -76,6 +76,8 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """A seek of the group is on its way to the log."""
     CAUSE_DEAD_LETTER: _Cause.ValueType  # 3
     """Rejected, or failed for the last time, and kept as a dead letter of the group (see dead_letter.proto)."""
+    CAUSE_FILTERED: _Cause.ValueType  # 4
+    """The group's filter does not let it through: it counts as acked, or will when the group comes to it."""
     CAUSE_EXPIRED: _Cause.ValueType  # 5
     """Not settled yet, and its time to live is over (PublishRequest.ttl_ms): it is not delivered any more, but settled when it
     would be its turn.
@@ -124,6 +126,8 @@ CAUSE_MOVING: Cause.ValueType  # 2
 """A seek of the group is on its way to the log."""
 CAUSE_DEAD_LETTER: Cause.ValueType  # 3
 """Rejected, or failed for the last time, and kept as a dead letter of the group (see dead_letter.proto)."""
+CAUSE_FILTERED: Cause.ValueType  # 4
+"""The group's filter does not let it through: it counts as acked, or will when the group comes to it."""
 CAUSE_EXPIRED: Cause.ValueType  # 5
 """Not settled yet, and its time to live is over (PublishRequest.ttl_ms): it is not delivered any more, but settled when it
 would be its turn.

@@ -105,6 +105,7 @@ class OpenSubscription(_message.Message):
     CREDIT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     PATTERN_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     LEASE_TOKENS_FIELD_NUMBER: _builtins.int
@@ -126,6 +127,18 @@ class OpenSubscription(_message.Message):
     mode: _common_pb2.GroupMode.ValueType
     """The mode that the group shall have: it is made so by first use, and the opening fails with FAILED_PRECONDITION,
     GROUP_MODE (metadata mode, wanted) when it has another. Unset: whichever it has; made by first use it is SHARED.
+    """
+    filter: _builtins.str
+    """Only messages that this lets through: an expression in a part of CEL, at most 1,024 bytes; empty: all. The owner looks
+    at the messages, and credit counts those that are sent. INVALID_ARGUMENT names line and column of a mistake.
+
+    There are `key` (as text), `headers` (a map), `message_id`, `producer_time_us` and `size` (bytes of the payload);
+    == != < <= > >= && || ! and parentheses; `in` with a list of literals or with headers; headers["x"], headers.x,
+    has(headers.x); startsWith(), endsWith(), contains() (of a literal) and size(). What it cannot tell of a message,
+    since a header is missing, is not let through; what has more than 16,384 characters counts as missing.
+
+    With a group: the filter that the group shall have, as for `mode`: it is made with it by first use, and the opening
+    fails with FAILED_PRECONDITION, GROUP_FILTER (metadata filter, wanted) when it has another. Empty: whichever it has.
     """
     pattern: _builtins.str
     """In place of `channel`: all channels whose names match, also those that are made later; none is made by this. `*` is
@@ -172,13 +185,14 @@ class OpenSubscription(_message.Message):
         credit: Global___Credit | None = ...,
         heartbeat_interval_ms: _builtins.int = ...,
         mode: _common_pb2.GroupMode.ValueType = ...,
+        filter: _builtins.str = ...,
         pattern: _builtins.str = ...,
         resume: _abc.Iterable[Global___ChannelOffset] | None = ...,
         lease_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_tokens", b"lease_tokens", "mode", b"mode", "pattern", b"pattern", "resume", b"resume", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "filter", b"filter", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_tokens", b"lease_tokens", "mode", b"mode", "pattern", b"pattern", "resume", b"resume", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,7 +550,9 @@ Global___Opened: _TypeAlias = Opened  # noqa: Y015
 
 @_typing.final
 class Deliver(_message.Message):
-    """Messages, in the channel's order (redeliveries of a group excepted); with order per key, in that of each key."""
+    """Messages, in the channel's order (redeliveries of a group excepted); with order per key, in that of each key.
+    Between two batches offsets may be missing: what other members of the group have, or a filter does not let through.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -79,6 +79,26 @@ def test_a_group_is_made_moved_and_removed(cli: Cli) -> None:
     assert "Traceback" not in twice.err
 
 
+def test_filters_of_groups_and_subscriptions(cli: Cli) -> None:
+    for key in ("a", "b", "a"):
+        assert cli("pub", "adm.f", f"for {key}", "--key", key).code == 0
+    assert (
+        cli("sub", "adm.f", "--from", "earliest", "--filter", 'key == "b"', "--count", "1", "--text").out == "for b\n"
+    )
+    made = cli("group", "add", "adm.f", "g", "--filter", 'key == "a"', "-o", "json").json
+    assert (made["config"]["filter"], made["filtered"]) == ('key == "a"', 0)
+    taken = cli("sub", "adm.f", "--group", "g", "--count", "2", "--text")
+    assert taken.out == "for a\nfor a\n"
+    shown = cli("group", "info", "adm.f", "g").out
+    assert re.search(r'^filter +key == "a"$', shown, re.MULTILINE)
+    assert re.search(r"^filtered out +1$", shown, re.MULTILINE)
+    assert cli("group", "set", "adm.f", "g", "--filter", "", "-o", "json").json["config"]["filter"] == ""
+    wrong = cli("group", "set", "adm.f", "g", "--filter", "key = 'a'")
+    assert (wrong.code, "line 1, column 5: '=' has no meaning here" in wrong.err) == (2, True)
+    other = cli("sub", "adm.f", "--group", "g", "--filter", "true", "--count", "1")
+    assert (other.code, "has no filter, wanted is 'true'" in other.err) == (1, True)
+
+
 def test_the_node_tells_about_itself_and_is_fine(cli: Cli) -> None:
     info = cli("node", "info", "-o", "json").json
     assert info["state"] == "serving"

@@ -119,6 +119,29 @@ async def test_nacks_and_whole_batches_are_settled_on_their_channel(mq: Client) 
     assert {(await mq.groups.get(channel, "g")).settled_below for channel in CHANNELS} == {2}
 
 
+async def test_a_filter_counts_for_every_channel_of_a_pattern(nodes: Nodes, mq: Client) -> None:
+    await publish(mq, 0, 6)
+    got: dict[str, list[int]] = {}
+    async with mq.subscription("orders.*", start="earliest", filter='headers.take == "yes"') as subscription:
+        for channel in [*CHANNELS, "orders.later"]:
+            await mq.publish(channel, "7", headers={"take": "yes"})
+        await take(subscription, len(CHANNELS) + 1, got)
+        for server in nodes.servers.values():
+            server.hub.end_all()
+        await publish(mq, 8, 10)
+        await mq.publish("orders.later", "10", headers={"take": "yes"})
+        await take(subscription, 1, got)
+    assert got == {**{channel: [7] for channel in CHANNELS}, "orders.later": [7, 10]}
+    async with mq.subscription("orders.*", group="picky", start="earliest", filter="has(headers.take)") as subscription:
+        async with asyncio.timeout(30):
+            for _ in range(len(CHANNELS) + 2):
+                await (await anext(subscription)).ack()
+            for channel in CHANNELS:
+                while (group := await mq.groups.get(channel, "picky")).settled_below < 9:
+                    await asyncio.sleep(0.01)
+                assert group.filtered == 8
+
+
 async def test_deliveries_of_a_pattern_can_be_settled_by_their_tokens_on_any_node(mq: Client) -> None:
     await publish(mq, 0, 2)
     tokens: dict[str, list[bytes]] = {channel: [] for channel in CHANNELS}

@@ -184,6 +184,7 @@ class SettleRecord(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     REJECT_REASON_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
+    FILTERED_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     reject_reason: _builtins.str
     """Why, for the whole of `rejected`."""
@@ -199,6 +200,10 @@ class SettleRecord(_message.Message):
     def retries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Retry]:
         """Nacked or expired: to be delivered again."""
 
+    @_builtins.property
+    def filtered(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Settled because the group's filter did not let them through. Flat pairs first, last."""
+
     def __init__(
         self,
         *,
@@ -207,10 +212,11 @@ class SettleRecord(_message.Message):
         rejected: _abc.Iterable[_builtins.int] | None = ...,
         reject_reason: _builtins.str = ...,
         retries: _abc.Iterable[Global___Retry] | None = ...,
+        filtered: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "group", b"group", "reject_reason", b"reject_reason", "rejected", b"rejected", "retries", b"retries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "filtered", b"filtered", "group", b"group", "reject_reason", b"reject_reason", "rejected", b"rejected", "retries", b"retries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,12 +623,15 @@ class GroupSnapshot(_message.Message):
     LETTERS_GONE_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     SEEKS_FIELD_NUMBER: _builtins.int
+    FILTERED_FIELD_NUMBER: _builtins.int
     ERA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_time_us: _builtins.int
     settled_below: _builtins.int
     rejected: _builtins.int
     paused: _builtins.bool
+    filtered: _builtins.int
+    """Messages settled by its filters so far."""
     era: _builtins.int
     """Position of the last frame that moved the group or brought dead letters back: older lease tokens say less."""
     @_builtins.property
@@ -654,11 +663,12 @@ class GroupSnapshot(_message.Message):
         letters_gone: _abc.Iterable[_builtins.int] | None = ...,
         paused: _builtins.bool = ...,
         seeks: _abc.Iterable[_builtins.int] | None = ...,
+        filtered: _builtins.int = ...,
         era: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "era", b"era", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "era", b"era", "filtered", b"filtered", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
