@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from typing import Protocol
 
 import grpc
 
@@ -12,7 +13,7 @@ from ringpost.client.consumer import Consumer
 from ringpost.client.errors import Denied, InvalidRequest, NotFound, RequestFailed
 from ringpost.client.message import Message
 from ringpost.client.pool import Handler, HandlerPool
-from ringpost.client.requests import CORRELATION, ERROR, INBOX, Publish, RequestFacts
+from ringpost.client.requests import CORRELATION, ERROR, INBOX, RequestFacts
 
 _log = logging.getLogger(__name__)
 _ERROR_BYTES_MAX = 1_024
@@ -20,6 +21,14 @@ _ERROR_BYTES_MAX = 1_024
 
 def _now_us() -> int:
     return time.time_ns() // 1_000
+
+
+class Answering(Protocol):
+    """`Client.publish`, as far as answers need it."""
+
+    def __call__(
+        self, channel: str, data: bytes | str, key: bytes | str | None, headers: Mapping[str, str], *, durability: str
+    ) -> Awaitable[object]: ...
 
 
 class ResponderPool(HandlerPool):
@@ -35,7 +44,7 @@ class ResponderPool(HandlerPool):
         consumer: Consumer,
         handler: Handler,
         *,
-        publish: Publish,
+        publish: Answering,
         max_concurrency: int,
         nack_delay: float,
         durability: str,

@@ -12,7 +12,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ringpost.client.admin import Channels
 from ringpost.client.errors import Closed, RequestFailed, RingpostError, Timeout
@@ -59,7 +59,14 @@ class Publish(Protocol):
     """`Client.publish`, as far as requests need it."""
 
     def __call__(
-        self, channel: str, data: bytes | str, key: bytes | str | None, headers: Mapping[str, str], *, durability: str
+        self,
+        channel: str,
+        data: bytes | str,
+        key: bytes | str | None,
+        headers: Mapping[str, str],
+        *,
+        durability: str,
+        ttl: float,
     ) -> Awaitable[object]: ...
 
 
@@ -145,7 +152,9 @@ class Requests:
                 try:
                     facts = {REPLY_TO: inbox.name, CORRELATION: correlation, TIMEOUT_MS: str(round(timeout * 1_000))}
                     sent = True
-                    await self._publish(channel, data, key, {**(headers or {}), **facts}, durability=durability)
+                    # The same for all with this timeout: batches have one time to live.
+                    how: Any = {"durability": durability, "ttl": timeout + SLACK_US / 1e6}
+                    await self._publish(channel, data, key, {**(headers or {}), **facts}, **how)
                     return await answer
                 finally:
                     inbox.forget(correlation)

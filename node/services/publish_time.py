@@ -1,8 +1,29 @@
 """When a batch is to be given out: what the time fields of a publish say."""
 
 from ringpost.internal.v1.envelope_pb2 import PublishRequest
+from ringpost.node.delivery.encode import varint
 from ringpost.node.errors import InvalidRequest
 from ringpost.node.shard.scheduling import DELAY_MS_MAX
+
+_TTL_MS, _NOT_AFTER_DEADLINE = b"\x60", b"\x68"  # what begins these fields, encoded
+
+
+def until_deadline(message: bytes, request: PublishRequest, left_s: float | None) -> bytes:
+    """An encoded request that is not to outlive its call, and the same one decoded, get what the call has left as ttl.
+
+    `left_s` None: the call has no deadline. Raises InvalidRequest.
+    """
+    if left_s is None:
+        raise InvalidRequest.of(
+            "not_after_deadline", "is set, and the call has no deadline; give it one, or set ttl_ms instead"
+        )
+    if request.delay_ms or request.deliver_time_us:
+        raise InvalidRequest.of("not_after_deadline", "excludes a delay; set ttl_ms, which counts from when it is due")
+    left_ms = min(max(int(left_s * 1000), 1), DELAY_MS_MAX)
+    request.ttl_ms = min(request.ttl_ms or left_ms, left_ms)
+    request.not_after_deadline = False
+    # The last of several values counts.
+    return b"".join((message, _TTL_MS, varint(request.ttl_ms), _NOT_AFTER_DEADLINE, b"\x00"))
 
 
 def check_delivery(request: PublishRequest, now_us: int) -> bool:
@@ -24,7 +45,11 @@ def check_delivery(request: PublishRequest, now_us: int) -> bool:
     return later
 
 
-def check_ttl(ttl_ms: int) -> None:
-    """Raises InvalidRequest for what is beyond its bound."""
+def check_ttl(ttl_ms: int, *, not_after_deadline: bool) -> None:
+    """Raises InvalidRequest for what is beyond its bound, and for a deadline that no call has."""
+    if not_after_deadline:
+        raise InvalidRequest.of(
+            "not_after_deadline", "is set on a stream, whose batches have no deadline of their own; set ttl_ms"
+        )
     if ttl_ms > DELAY_MS_MAX:
         raise InvalidRequest.of("ttl_ms", f"is {ttl_ms}, allowed are 1 to {DELAY_MS_MAX} (366 days), or 0 for ever")

@@ -18,7 +18,7 @@ from ringpost.node.errors import Exhausted, InvalidRequest, Precondition, Ringpo
 from ringpost.node.routing.lane import Answer, Lane, Reply
 from ringpost.node.routing.lanes import Lanes
 from ringpost.node.services.publish_session import ForwardedSession, PublishLimits, PublishSession
-from ringpost.node.services.publish_time import check_delivery, check_ttl
+from ringpost.node.services.publish_time import check_delivery, check_ttl, until_deadline
 from ringpost.node.services.refusals import ABOUT_THE_LOG, SureRefusals
 from ringpost.node.services.stream import RawContext, StreamGate, serve
 from ringpost.node.shard import batch as batches
@@ -109,14 +109,19 @@ class Publisher:
         try:
             caller = await self.access.authenticate(context, METHOD)
             message = await self.arrivals.request(context)
-            return await self._publish(message, self.lanes, caller, context.peer())
+            return await self._publish(message, self.lanes, caller, context.peer(), context.time_remaining())
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             await status.abort(context, error)
 
-    async def _publish(self, message: bytes, lanes: Lanes | None, caller: Caller, peer: str) -> bytes:
+    async def _publish(
+        self, message: bytes, lanes: Lanes | None, caller: Caller, peer: str, left_s: float | None = None
+    ) -> bytes:
+        """`left_s`: seconds until the call's deadline; None: it has none."""
         request = _parsed(message)
+        if request.not_after_deadline:
+            message = until_deadline(message, request, left_s)
         self._admit(caller, peer, request)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -271,8 +276,8 @@ class Publisher:
             store.check_addable(name)
             check_expected(expected, 0)
         due, delay_us, ttl_ms = request.deliver_time_us, request.delay_ms * 1000, request.ttl_ms
-        if ttl_ms:
-            check_ttl(ttl_ms)
+        if ttl_ms or request.not_after_deadline:
+            check_ttl(ttl_ms, not_after_deadline=request.not_after_deadline)
         if (due or delay_us) and check_delivery(request, store.log.clock()):
             store.check_schedules()
         channel = store.find_or_add(name)

@@ -70,6 +70,7 @@ PUBLISH = publish_pb2.PublishRequest(
     deliver_time_us=2**62,
     delay_ms=2**40,
     ttl_ms=2**40,
+    not_after_deadline=True,
     traceparent=f"00-{1:032x}-{2:016x}-01",
 )
 DELIVERED = subscribe_pb2.DeliveredBatch(

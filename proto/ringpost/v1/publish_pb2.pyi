@@ -130,6 +130,7 @@ class PublishRequest(_message.Message):
     DELIVER_TIME_US_FIELD_NUMBER: _builtins.int
     DELAY_MS_FIELD_NUMBER: _builtins.int
     TTL_MS_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_DEADLINE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required. Made by first use unless the node forbids it."""
@@ -182,6 +183,11 @@ class PublishRequest(_message.Message):
     Gap, groups settle them when it would be their turn, see GroupConfig.expired_to_dead_letters. They stay in the channel
     until retention or a purge takes them, and GetMessages shows them.
     """
+    not_after_deadline: _builtins.bool
+    """Of a unary call: what it has left until its deadline is the time to live, or ttl_ms where that is less. Who waits for
+    something to be done with the messages sets it, so that nobody begins when nobody waits any more. Needs a deadline; not
+    with a delay, and not on a stream, whose batches have no deadline of their own.
+    """
     traceparent: _builtins.str
     """Trace context of the batch (W3C traceparent), "" for none: where the nodes send spans, what they do with the batch
     joins the trace if it is sampled. A message's own context belongs in its headers.
@@ -207,11 +213,12 @@ class PublishRequest(_message.Message):
         deliver_time_us: _builtins.int = ...,
         delay_ms: _builtins.int = ...,
         ttl_ms: _builtins.int = ...,
+        not_after_deadline: _builtins.bool = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "crc32c", b"crc32c", "expected_offset", b"expected_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "not_after_deadline", b"not_after_deadline", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
     _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015

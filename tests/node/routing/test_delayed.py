@@ -1,13 +1,16 @@
 """Delayed publishing and times to live through a node that does not own the channel."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
+import pytest
 import pytest_asyncio
 
 from ringpost.v1.channel_pb2 import ChannelInfo, GetChannelRequest
 from ringpost.v1.common_pb2 import Start
-from ringpost.v1.publish_pb2 import PublishRequest
+from ringpost.v1.publish_pb2 import PublishRequest, PublishStreamRequest
 from ringpost.v1.subscribe_pb2 import Credit, OpenSubscription, SubscribeRequest
 from tests.integration.broker import Client, batch_of, until
 from tests.node.routing.cluster import Nodes, running
@@ -67,3 +70,37 @@ async def test_a_gap_of_expired_messages_comes_through_another_node(nodes: Nodes
     assert [one.WhichOneof("event") for one in told] == ["opened", "gap", "deliver"]
     assert (told[1].gap.missing.first, told[1].gap.missing.last) == (0, 1)
     assert told[2].deliver.batches[0].first_offset == 2
+
+
+async def test_what_is_not_to_outlive_its_call_has_the_call_s_time_to_live(nodes: Nodes) -> None:
+    channel = nodes.channel("n2")
+    row = nodes.servers["n2"].storage
+    for client in nodes.clients.values():  # also through nodes that pass it on
+        request = PublishRequest(channel=channel, batch=batch_of(b"x"), not_after_deadline=True)
+        offset = (await client.publisher.Publish(request, timeout=60)).first_offset
+        stored = row.store.find(channel)
+        frame = await row.reading.frame(stored, stored.index.row(stored.index.find(offset)))
+        assert 30_000 < frame.ttl_ms <= 61_000  # gRPC rounds deadlines up
+    less = PublishRequest(channel=channel, batch=batch_of(b"x"), not_after_deadline=True, ttl_ms=7)
+    offset = (await nodes.clients["n1"].publisher.Publish(less, timeout=60)).first_offset
+    stored = row.store.find(channel)
+    assert (await row.reading.frame(stored, stored.index.row(stored.index.find(offset)))).ttl_ms == 7
+
+
+async def test_a_deadline_that_no_call_has_is_refused(nodes: Nodes) -> None:
+    channel, entry = nodes.channel("n2"), nodes.clients["n1"]
+    request = PublishRequest(channel=channel, batch=batch_of(b"x"), not_after_deadline=True)
+    for wrong, how, says in (
+        (request, {"timeout": None}, "the call has no deadline"),
+        (PublishRequest(delay_ms=5, channel=channel, batch=request.batch, not_after_deadline=True), {}, "a delay"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match=says) as refused:
+            await entry.publisher.Publish(wrong, **{"timeout": 60, **how})
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    stream = entry.publish_stream(60)
+    await stream.write(PublishStreamRequest(correlation=1, publish=request))
+    async with asyncio.timeout(30):
+        while not (results := (await stream.read()).results):
+            pass
+    assert "is set on a stream" in results[0].failure.message
+    stream.cancel()

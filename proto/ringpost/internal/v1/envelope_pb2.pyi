@@ -43,6 +43,7 @@ class PublishRequest(_message.Message):
     DELIVER_TIME_US_FIELD_NUMBER: _builtins.int
     DELAY_MS_FIELD_NUMBER: _builtins.int
     TTL_MS_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_DEADLINE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     batch: _builtins.bytes
@@ -56,6 +57,7 @@ class PublishRequest(_message.Message):
     deliver_time_us: _builtins.int
     delay_ms: _builtins.int
     ttl_ms: _builtins.int
+    not_after_deadline: _builtins.bool
     traceparent: _builtins.str
     def __init__(
         self,
@@ -72,11 +74,12 @@ class PublishRequest(_message.Message):
         deliver_time_us: _builtins.int = ...,
         delay_ms: _builtins.int = ...,
         ttl_ms: _builtins.int = ...,
+        not_after_deadline: _builtins.bool = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "crc32c", b"crc32c", "expected_offset", b"expected_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "not_after_deadline", b"not_after_deadline", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
     _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
