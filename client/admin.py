@@ -1,12 +1,13 @@
 """The unary services: channels, groups, messages, nodes, the cluster. Requests and answers are the API's messages."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import TypeAlias
 
 from ringpost.client.caller import Caller
 from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, time_us_of, whole
 from ringpost.client.modes import mode_value
+from ringpost.client.settling import Settling
 from ringpost.v1 import (
     channel_pb2,
     channel_pb2_grpc,
@@ -17,7 +18,6 @@ from ringpost.v1 import (
     group_pb2_grpc,
     message_pb2,
     message_pb2_grpc,
-    subscribe_pb2,
 )
 
 _PAGE = 1_000
@@ -43,11 +43,6 @@ def start_of(place: Start | None) -> common_pb2.Start | None:
         case datetime() if place.tzinfo is not None:
             return common_pb2.Start(time_us=time_us_of("start", place))
     raise refused("start", f'must be "earliest", "latest", an offset or a datetime with a time zone, not {place!r}')
-
-
-def _range_of(first: int, last: int) -> common_pb2.OffsetRange:
-    whole("last", last, 0, MAX_UINT64)
-    return common_pb2.OffsetRange(first=whole("first", first, 0, last), last=last)
 
 
 class Channels:
@@ -109,11 +104,8 @@ class Channels:
         await self._caller.call(lambda c: channel_pb2_grpc.ChannelServiceStub(c).DeleteChannel, request)
 
 
-class Groups:
+class Groups(Settling):
     """Groups: named, durable subscriptions whose members share a channel's messages."""
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
 
     async def add(
         self,
@@ -182,11 +174,14 @@ class Groups:
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SetGroup, request)
         return answer.group
 
-    async def seek(self, channel: str, name: str, to: Start) -> group_pb2.GroupInfo:
-        """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`."""
+    async def seek(self, channel: str, name: str, to: Start, *, consumer: str = "") -> group_pb2.GroupInfo:
+        """Moves the group: what is below counts as settled, the rest as never delivered. Raises `NotFound`.
+
+        In mode "broadcast" it moves this `consumer`; without one, where new consumers begin.
+        """
         check_name("channel", channel)
         check_name("name", name)
-        request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to))
+        request = group_pb2.SeekGroupRequest(channel=channel, name=name, to=start_of(to), consumer=consumer)
         answer = await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).SeekGroup, request)
         return answer.group
 
@@ -206,32 +201,19 @@ class Groups:
         answer = await self._caller.repeat(lambda c: group_pb2_grpc.GroupServiceStub(c).ResumeGroup, request)
         return answer.group
 
-    async def settle(
-        self, channel: str, name: str, *ranges: tuple[int, int], reject: str | None = None
-    ) -> Sequence[subscribe_pb2.SettledRange]:
-        """Acks (first, last) ranges whoever holds them, or rejects them for a reason: at most 1,000.
-
-        For work that was finished when its stream ended, so that its message's own `ack` came too late. Sending it
-        again changes nothing. What became of them: done, settled already, or (beyond the end) unknown. Raises
-        `NotFound`.
-        """
-        check_name("channel", channel)
-        check_name("name", name)
-        asked = [_range_of(first, last) for first, last in ranges]
-        request = group_pb2.SettleMessagesRequest(channel=channel, group=name, ranges=asked)
-        if reject is None:
-            request.ack.SetInParent()
-        else:
-            request.reject.reason = reject
-        answer = await self._caller.repeat(lambda c: group_pb2_grpc.GroupServiceStub(c).Settle, request)
-        return answer.results
-
     async def delete(self, channel: str, name: str) -> None:
         """Removes the group. Raises `NotFound`."""
         check_name("channel", channel)
         check_name("name", name)
         request = group_pb2.DeleteGroupRequest(channel=channel, name=name)
         await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).DeleteGroup, request)
+
+    async def delete_consumer(self, channel: str, name: str, consumer: str) -> None:
+        """Removes a consumer of a group in mode "broadcast", with its place. Raises `NotFound`, `Precondition`."""
+        for field, value in (("channel", channel), ("name", name), ("consumer", consumer)):
+            check_name(field, value)
+        request = group_pb2.DeleteConsumerRequest(channel=channel, group=name, consumer=consumer)
+        await self._caller.call(lambda c: group_pb2_grpc.GroupServiceStub(c).DeleteConsumer, request)
 
 
 class Messages:

@@ -20,6 +20,7 @@ from ringpost.client.errors import AlreadyExists, Closed, RingpostError
 from ringpost.client.message import MAX_NACK_DELAY_MS, Message
 from ringpost.client.modes import mode_value
 from ringpost.client.options import Options
+from ringpost.client.places import is_pattern
 from ringpost.client.pool import Handler, HandlerPool
 from ringpost.client.publisher import Publisher
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt, durability_value
@@ -28,6 +29,7 @@ from ringpost.client.requests import TIMEOUT_S_MAX, Requests
 from ringpost.client.router import Router
 from ringpost.client.session import Request
 from ringpost.client.subscription import Subscription
+from ringpost.client.timing import AT_ONCE, Span, Timing, timing_of
 from ringpost.client.tracing import current_context, with_context
 from ringpost.v1 import cluster_pb2
 
@@ -178,11 +180,17 @@ class Client:
         durability: str = "quorum",
         time: datetime | int | None = None,
         expected_offset: int | None = None,
+        delay: Span | None = None,
+        deliver_at: datetime | int | None = None,
+        ttl: Span | None = None,
     ) -> Receipt:
         """Publishes one message and waits until it is stored as durably as asked ("memory", "leader", "quorum").
 
         `time` is the producer's own: a datetime with a zone, or microseconds since 1970; none by default.
         Waits before that while too much is unanswered. Messages published together travel together.
+        `delay` (seconds or a timedelta, counted from now) or `deliver_at` (a datetime with a zone, or microseconds
+        since 1970): it is stored now, and delivered then; the receipt has `scheduled_time_us` and no offset.
+        `ttl` (as `delay`): so long after that it is of use, and is not given out any more later.
         `expected_offset`: store it only if it gets exactly this offset; another one raises `OffsetMismatch`, with the
         channel's `next_offset`, and nothing was stored.
         Raises `RingpostError`; unless its `outcome_open` is set, nothing was stored. `InvalidRequest` at once for what
@@ -190,11 +198,14 @@ class Client:
         """
         check_name("channel", channel)
         context = self._context() if self._context is not None else ""
+        timing = timing_of(delay, deliver_at, ttl)
         if expected_offset is not None:
+            _check_at_once(timing)
             one = OutMessage(data, key, with_context(headers, context), message_id, _time_us(time))
-            return (await self._publish_expected(channel, [one], durability, expected_offset, context)).first
+            batch = await self._publish_expected(channel, [one], durability, expected_offset, context, timing)
+            return batch.first
         entry = _encode(data, key, with_context(headers, context), message_id, time)
-        pending = await self._publishing().add_when_room(channel, entry, durability_value(durability), context)
+        pending = await self._publishing().add_when_room(channel, entry, durability_value(durability), context, timing)
         return await pending
 
     def publish_nowait(
@@ -206,6 +217,9 @@ class Client:
         message_id: str | None = None,
         durability: str = "quorum",
         time: datetime | int | None = None,
+        delay: Span | None = None,
+        deliver_at: datetime | int | None = None,
+        ttl: Span | None = None,
     ) -> PendingPublish:
         """As `publish`, without waiting: await the result for the receipt, or call `flush` later.
 
@@ -214,7 +228,8 @@ class Client:
         check_name("channel", channel)
         context = self._context() if self._context is not None else ""
         entry = _encode(data, key, with_context(headers, context), message_id, time)
-        return self._publishing().add(channel, entry, durability_value(durability), context)
+        timing = timing_of(delay, deliver_at, ttl)
+        return self._publishing().add(channel, entry, durability_value(durability), context, timing)
 
     async def publish_many(
         self,
@@ -222,17 +237,23 @@ class Client:
         messages: Iterable[Publishable],
         durability: str = "quorum",
         expected_offset: int | None = None,
+        delay: Span | None = None,
+        deliver_at: datetime | int | None = None,
+        ttl: Span | None = None,
     ) -> list[BatchReceipt]:
         """Publishes bytes, strings, (key, data) pairs or `OutMessage`s, in order, the fastest way.
 
         Returns a receipt for each batch that was made of them. Raises the first error; other batches may be stored.
         `expected_offset`: all of them go in one batch, stored whole or not at all, and only if its first message gets
         exactly this offset; see `publish`. Raises `InvalidRequest` for what is too much for one batch.
+        `delay`, `deliver_at`, `ttl`: of all of them, as in `publish`; those of one batch are due together.
         """
         check_name("channel", channel)
+        timing = timing_of(delay, deliver_at, ttl)
         if expected_offset is not None:
-            return [await self._publish_expected(channel, messages, durability, expected_offset)]
-        return await self._publishing().add_many(channel, messages, durability_value(durability))
+            _check_at_once(timing)
+            return [await self._publish_expected(channel, messages, durability, expected_offset, timing=timing)]
+        return await self._publishing().add_many(channel, messages, durability_value(durability), timing)
 
     async def _publish_expected(
         self,
@@ -241,10 +262,11 @@ class Client:
         durability: str,
         expected_offset: int,
         context: str = "",
+        timing: Timing = AT_ONCE,
     ) -> BatchReceipt:
         whole("expected_offset", expected_offset, 0, MAX_UINT64)
         level = durability_value(durability)
-        return await self._publishing().add_expected(channel, messages, level, expected_offset, context)
+        return await self._publishing().add_expected(channel, messages, level, expected_offset, context, timing)
 
     async def flush(self) -> None:
         """Waits for everything published so far.
@@ -268,23 +290,41 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> Subscription:
         """A subscription to iterate: `async for message in mq.subscription("orders", group="billing")`.
 
-        `mode`: how the group shares its messages, "shared", "key_ordered", "exclusive" or "failover": it is made so by
-        first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive group that has
-        its consumer already a newcomer raises `Exhausted`.
+        `mode`: how the group shares messages, "shared", "key_ordered", "exclusive", "failover" or "broadcast": it is
+        made so by first use (default: shared), and one that has another mode raises `Precondition`. In an exclusive
+        group that has its consumer already a newcomer raises `Exhausted`. In a broadcast group `consumer` is needed: it
+        gets every message, and its place is kept by that name.
         `filter`: only messages that this lets through, such as `headers["region"] == "eu" && key != ""`; a wrong one
         raises `InvalidRequest` with the place of the mistake. A group is made with it by first use, and one that has
         another raises `Precondition`; what is filtered out counts as acked there.
         `start`: "earliest", "latest" (default without a group), an offset, a datetime with a zone; with a group it
         counts only when this makes the group (default: earliest). `prefetch`, `prefetch_bytes`: most messages and
         bytes here and not read yet (4,000, in groups 1,000; 8 MiB). `on_gap(first, last)`: offsets that were removed.
-        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again.
+        `heartbeat_interval`: seconds, 1 to 300; after three of silence the client connects again. `lease_tokens`: in a
+        group, messages have a `lease_token`, with which `groups.settle`, `nack` and `extend` settle them on any node.
+
+        `channel` may be a pattern: "orders.*" is any one token there, "orders.>" any number of them, at the end. Then
+        all channels that match are read, also those that are made later, these from their beginning; each in its order,
+        `message.channel` says which. A group is one of that name on each of them. `start` is no offset then, and there
+        is no `on_gap`.
         """
         window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
         made = self._consumer(
-            channel, group, mode, filter, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap
+            channel,
+            group,
+            mode,
+            filter,
+            start,
+            window,
+            prefetch_bytes,
+            consumer,
+            heartbeat_interval,
+            on_gap,
+            lease_tokens,
         )
         return self._keep(Subscription(made))
 
@@ -305,6 +345,7 @@ class Client:
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
+        lease_tokens: bool = False,
     ) -> HandlerPool:
         """Calls `callback(message)` for every message, in a bounded pool; returns when the subscription stands.
 
@@ -318,7 +359,17 @@ class Client:
         _check_delay(nack_delay)
         window = prefetch or (2 * max_concurrency if group else _PREFETCH)
         made = self._consumer(
-            channel, group, mode, filter, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap
+            channel,
+            group,
+            mode,
+            filter,
+            start,
+            window,
+            prefetch_bytes,
+            consumer,
+            heartbeat_interval,
+            on_gap,
+            lease_tokens,
         )
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
@@ -418,6 +469,7 @@ class Client:
         consumer: str,
         heartbeat_interval: float,
         on_gap: Callable[[int, int], None] | None,
+        lease_tokens: bool = False,
     ) -> Consumer:
         self._publishing()
         check_name("channel", channel)
@@ -425,8 +477,14 @@ class Client:
             check_name("group", group)
         elif mode is not None:
             raise refused("mode", "says something only with a group")
+        elif lease_tokens:
+            raise refused("lease_tokens", "says something only with a group")
+        if on_gap is not None and is_pattern(channel):
+            raise refused("on_gap", "does not go with a pattern: it is told offsets of one channel")
         text_bytes("consumer", consumer)
         text_bytes("filter", filter or "")
+        if mode == "broadcast" and not consumer:
+            raise refused("consumer", 'is needed in mode "broadcast": it says whose place it is')
         whole("prefetch", window_messages, 1, _MAX_WINDOW)
         whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
         if not 1 <= heartbeat_interval <= 300:
@@ -437,7 +495,8 @@ class Client:
             mode=mode_value(mode),
             filter=filter or "",
             consumer=consumer,
-            start=None if group else start_of(start),
+            lease_tokens=lease_tokens,
+            start=None if group and not is_pattern(channel) else start_of(start),
             window_messages=window_messages,
             window_bytes=window_bytes,
             heartbeat_interval_ms=round(heartbeat_interval * 1000),
@@ -452,7 +511,7 @@ class Client:
         self, channel: str, group: str | None, mode: str | None, filter: str | None, start: Start | None
     ) -> Any:
         """The protocol takes a start only from whoever makes the group, so it is made first."""
-        if not group or start is None:
+        if not group or start is None or is_pattern(channel):
             return None
         start_of(start)
 
@@ -473,6 +532,13 @@ class Client:
 def _check_delay(nack_delay: float | None) -> None:
     if nack_delay is not None and not 0 <= nack_delay * 1000 <= MAX_NACK_DELAY_MS:
         raise refused("nack_delay", f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {nack_delay}")
+
+
+def _check_at_once(timing: Timing) -> None:
+    if timing.delay_ms or timing.deliver_time_us:
+        raise refused(
+            "expected_offset", "excludes delay and deliver_at: a delayed message gets its offset when it is due"
+        )
 
 
 def _encode(

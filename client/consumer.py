@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from random import randrange
 from time import monotonic
 from typing import Final
 
@@ -31,9 +32,10 @@ from ringpost.client.errors import (
     from_failure,
 )
 from ringpost.client.message import MessageBatch
+from ringpost.client.places import GONE, Places, is_pattern
 from ringpost.client.router import Router
 from ringpost.client.session import SUBSCRIPTION_ID, Request, Session, Watch
-from ringpost.client.settle import Action
+from ringpost.client.settle import Action, Held
 from ringpost.v1 import common_pb2, subscribe_pb2
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ _ROLE = "subscribe"
 # Settlements that nobody waits for are gathered so long.
 _GATHER_S = 0.003
 _EXTEND = Action("extend")
+_EXTEND_S_MIN: Final = 0.25
 _OCCUPIED: Final = "GROUP_OCCUPIED"
 # Logged for whoever wants to tell of it, with the channel.
 INTERRUPTED: Final = "the subscription to %s is interrupted: %s"
@@ -69,7 +72,7 @@ class Consumer:
         self.error: RingpostError | None = None
         self.opened: asyncio.Future[subscribe_pb2.Opened] = asyncio.get_running_loop().create_future()
         # Gives ranges that the application holds and whose leases are to be kept.
-        self.held: Callable[[], Iterable[tuple[int, int]]] = tuple
+        self.held: Callable[[], Iterable[Held]] = tuple
         # Messages and bytes that the application took and that `consumed` was not told about yet.
         self.unread: Callable[[], tuple[int, int]] = lambda: (0, 0)
         # Whether the application has not read for so long that no lease is worth keeping.
@@ -85,6 +88,8 @@ class Consumer:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._wake = asyncio.Event()
         self._next_offset: int | None = None
+        self._places = Places() if is_pattern(request.channel) else None
+        self._spread = randrange(1 << 16)
         self._session: Session | None = None
         self._backoff = Backoff()
         # Addresses tried since the last stream that stood, that one's included.
@@ -172,11 +177,18 @@ class Consumer:
             return
         self._interrupted = True
         _log.info(INTERRUPTED, self.request.channel, problem)
-        self._router.heed(self.request.channel, problem)
+        if self._places is None:
+            self._router.heed(self.request.channel, problem)
         self._router.refresh()
-        if self._router.address(self.request.channel) in self._tried:
+        if self._address() in self._tried:
             self._tried.clear()
             await self._pause(max(self._backoff.next_delay(), problem.retry_after_ms / 1000))
+
+    def _address(self) -> str:
+        """Where to open a stream: at the channel's owner; a pattern's at any node, as it has channels on all."""
+        if self._places is not None:
+            return self._router.any_address(self._spread)
+        return self._router.address(self.request.channel)
 
     async def _attempt(self) -> RingpostError:
         if self._prepare is not None:
@@ -199,7 +211,7 @@ class Consumer:
 
     async def _serve(self) -> RingpostError:
         """One stream from open to end; returns why it ended."""
-        address = self._router.address(self.request.channel)
+        address = self._address()
         self._tried.add(address)
         stream = self._connections.open_stream(_ROLE, wire.SUBSCRIBE_PATH, address)
         # In a group, what is left of an earlier stream is dropped with its leases.
@@ -226,6 +238,8 @@ class Consumer:
             session.leases.end(LeaseLost("the stream ended; the message is delivered again"))
             if self.request.group:
                 self._buffer.clear()
+            if self._places is not None:
+                self._places.lost()
             self.on_lost()
         assert session.error is not None
         return session.error
@@ -234,13 +248,17 @@ class Consumer:
         request = self.request
         command = subscribe_pb2.SubscribeRequest()
         command.open.subscription_id = SUBSCRIPTION_ID
-        command.open.channel = request.channel
         command.open.group = request.group
         command.open.mode = request.mode
         command.open.filter = request.filter
         command.open.consumer = request.consumer
+        command.open.lease_tokens = request.lease_tokens
         command.open.heartbeat_interval_ms = request.heartbeat_interval_ms
         command.open.credit.CopyFrom(credit.grant())
+        if self._places is not None:
+            self._places.fill(command.open, request.channel, request.start, request.group)
+            return command.SerializeToString()
+        command.open.channel = request.channel
         if self._next_offset is not None and not request.group:
             command.open.start.offset = self._next_offset
         elif request.start is not None and not self.opened.done():
@@ -301,7 +319,7 @@ class Consumer:
             case "opened":
                 self._on_opened(session, event.opened)
             case "gap":
-                self._on_missing(event.gap.missing.first, event.gap.missing.last)
+                self._on_missing(event.gap)
             case "drain":
                 self._on_drain(session, event.drain)
             case "closed":
@@ -312,8 +330,11 @@ class Consumer:
     def _on_batch(self, session: Session, delivered: subscribe_pb2.DeliveredBatch) -> None:
         raw = wire.batch_bytes(delivered)
         first, count = delivered.first_offset, delivered.count
+        if count == 0:
+            self._on_place(delivered.channel, first)
+            return
         if crc32c(raw) != delivered.crc32c:
-            where = f"offsets {first} to {first + count - 1} of {self.request.channel}"
+            where = f"offsets {first} to {first + count - 1} of {delivered.channel or self.request.channel}"
             raise DataCorrupted(f"{where} do not match their CRC-32C", metadata={"first_offset": str(first)})
         batch = MessageBatch(
             delivered.channel or self.request.channel,
@@ -323,11 +344,26 @@ class Consumer:
             append_time_us=delivered.append_time_us,
             attempt=delivered.attempt,
             last_reason=delivered.last_reason,
+            lease_token=delivered.lease_token,
             leases=session.leases if self.request.group else None,
+            named=self._places is not None,
         )
         if not self._stopped:
             self._buffer.append(batch)
         self._next_offset = first + count
+        if self._places is not None:
+            self._places.passed(delivered.channel, first + count - 1)
+            self._heed_lease(session, delivered.lease_ms)
+
+    def _on_place(self, channel: str, offset: int) -> None:
+        """A pattern's channel is read from here; in a group, what waits here of it is delivered again."""
+        if self._places is None:
+            return
+        self._places.begin(channel, offset)
+        if self.request.group:
+            for batch in [batch for batch in self._buffer if batch.channel == channel]:
+                self._buffer.remove(batch)
+                self.consumed(batch, batch.count, batch.size)
 
     def _on_opened(self, session: Session, opened: subscribe_pb2.Opened) -> None:
         session.opened = True
@@ -337,7 +373,10 @@ class Consumer:
         self._backoff.reset()
         self._tried = {session.stream.address}
         self._router.worked(session.stream.address)
-        self._router.note(self.request.channel, opened.owner, opened.epoch)
+        if self._places is None:
+            self._router.note(self.request.channel, opened.owner, opened.epoch)
+        else:
+            self._places.opened = True
         if self._next_offset is None:
             self._next_offset = opened.next_offset
         if opened.ack_deadline_ms:
@@ -345,9 +384,14 @@ class Consumer:
         if not self.opened.done():
             self.opened.set_result(opened)
 
-    def _on_missing(self, first: int, last: int) -> None:
+    def _on_missing(self, gap: subscribe_pb2.Gap) -> None:
+        channel, first, last = gap.channel or self.request.channel, gap.missing.first, gap.missing.last
+        if self._places is not None:
+            self._places.passed(channel, last)
+            if last == GONE:
+                return
         if self.gaps == 0:
-            _log.warning("%s: offsets %d to %d are gone (counted from here on)", self.request.channel, first, last)
+            _log.warning("%s: offsets %d to %d are gone (counted from here on)", channel, first, last)
         self.gaps += last - first + 1
         self._next_offset = max(self._next_offset or 0, last + 1)
         if self._on_gap is not None:
@@ -385,21 +429,28 @@ class Consumer:
             self._loop.call_later(_GATHER_S, self._wake.set)
 
     def _extend_later(self, session: Session, seconds: float) -> None:
+        session.extend_s = seconds
         self._loop.call_later(seconds, self._extend, session, seconds)
+
+    def _heed_lease(self, session: Session, lease_ms: int) -> None:
+        """A channel of the pattern may have a group with shorter leases than those that stood at the opening."""
+        seconds = max(lease_ms / 2000, _EXTEND_S_MIN)
+        if lease_ms and seconds < session.extend_s / 1.5:
+            self._extend_later(session, seconds)
 
     def _extend(self, session: Session, seconds: float) -> None:
         """Keeps the leases of what waits here or is being worked on."""
-        if session is not self._session or session.leases.ended:
+        if session is not self._session or session.leases.ended or seconds > session.extend_s:
             return
         if self.abandoned():
             _log.warning("nobody has read the subscription to %s for max_lease: its leases end", self.request.channel)
             return
-        for first, last in (*self._buffered(), *self.held()):
-            session.leases.settle(_EXTEND, first, last)
+        for channel, first, last in (*self._buffered(), *self.held()):
+            session.leases.settle(_EXTEND._replace(channel=channel) if channel else _EXTEND, first, last)
         self._extend_later(session, seconds)
 
-    def _buffered(self) -> Iterator[tuple[int, int]]:
-        return ((batch.first_offset, batch.last_offset) for batch in self._buffer)
+    def _buffered(self) -> Iterator[Held]:
+        return ((batch.settled_in, batch.first_offset, batch.last_offset) for batch in self._buffer)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,20 @@ MAX_EXTEND_MS = 43_200_000
 MAX_REASON_BYTES = 1_024
 
 
+def nack_millis(name: str, seconds: float) -> int:
+    """A nack's delay. Raises `InvalidRequest`."""
+    if not 0 <= seconds * 1000 <= MAX_NACK_DELAY_MS:
+        raise refused(name, f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {seconds}")
+    return round(seconds * 1000)
+
+
+def extend_millis(seconds: float) -> int:
+    """An extension's length. Raises `InvalidRequest`."""
+    if seconds and not MIN_EXTEND_MS <= seconds * 1000 <= MAX_EXTEND_MS:
+        raise refused("seconds", f"0, or 1 to {MAX_EXTEND_MS // 1000:,}, not {seconds}")
+    return round(seconds * 1000)
+
+
 class _Settles(ABC):
     """ack, nack, extend and reject of whatever `_settle` covers.
 
@@ -43,18 +57,13 @@ class _Settles(ABC):
         0: after what the group's retry policy says; where it has none, after `fallback`. `reason`: at most 1,024 bytes,
         for whoever gets the message next.
         """
-        for name, seconds in (("delay", delay), ("fallback", fallback)):
-            if not 0 <= seconds * 1000 <= MAX_NACK_DELAY_MS:
-                raise refused(name, f"0 to {MAX_NACK_DELAY_MS // 1000:,} seconds, not {seconds}")
+        millis, least = nack_millis("delay", delay), nack_millis("fallback", fallback)
         _check_reason(reason)
-        action = Action("nack", round(delay * 1000), reason, fallback=round(fallback * 1000))
-        return self._settle(action, final=True)
+        return self._settle(Action("nack", millis, reason, fallback=least), final=True)
 
     def extend(self, seconds: float = 0.0) -> Settlement:
         """Still working: the lease ends `seconds` from now (1 to 43,200); 0: the group's ack deadline from now."""
-        if seconds and not MIN_EXTEND_MS <= seconds * 1000 <= MAX_EXTEND_MS:
-            raise refused("seconds", f"0, or 1 to {MAX_EXTEND_MS // 1000:,}, not {seconds}")
-        return self._settle(Action("extend", round(seconds * 1000)), final=False)
+        return self._settle(Action("extend", extend_millis(seconds)), final=False)
 
     def reject(self, reason: str = "") -> Settlement:
         """Will never be done: settled like an ack and counted as rejected. `reason`: at most 1,024 bytes."""
@@ -74,8 +83,10 @@ class MessageBatch(_Settles):
         "count",
         "first_offset",
         "last_reason",
+        "lease_token",
         "leases",
         "settled",
+        "settled_in",
         "size",
     )
 
@@ -90,7 +101,10 @@ class MessageBatch(_Settles):
         attempt: int,
         leases: Leases | None,
         last_reason: str = "",
+        named: bool = False,
+        lease_token: bytes = b"",
     ) -> None:
+        """`named`: a settlement must say the channel, as the subscription has several."""
         self.channel = channel
         self.first_offset = first_offset
         self.count = count
@@ -100,11 +114,14 @@ class MessageBatch(_Settles):
         self.attempt = attempt
         # Groups, from attempt 2 on: why the delivery before failed. Empty when nobody said.
         self.last_reason = last_reason
+        # Groups, where the subscription asked for it: names this delivery, to settle it on any node; else empty.
+        self.lease_token = lease_token
         # Encoded bytes.
         self.size = len(raw)
         # None without a group.
         self.leases = leases
         self.settled = False
+        self.settled_in = channel if named else ""
         self._raw = raw
         self._messages: list[Message] | None = None
 
@@ -138,6 +155,8 @@ class MessageBatch(_Settles):
 
     def _settle(self, action: Action, *, final: bool) -> Settlement:
         self.settled |= final
+        if self.settled_in:
+            action = action._replace(channel=self.settled_in)
         return _leases_of(self).settle(action, self.first_offset, self.last_offset)
 
 
@@ -195,6 +214,14 @@ class Message(_Settles):
         return self.batch.last_reason
 
     @property
+    def lease_token(self) -> bytes:
+        """Names the delivery of this message's batch, where the subscription asked for tokens; else empty.
+
+        `client.groups.settle`, `nack` and `extend` take it, with this message's offset, on any node and connection.
+        """
+        return self.batch.lease_token
+
+    @property
     def settled(self) -> bool:
         """Whether it was acked, nacked or rejected here, by itself or with its batch."""
         return self._settled or self.batch.settled
@@ -208,6 +235,8 @@ class Message(_Settles):
 
     def _settle(self, action: Action, *, final: bool) -> Settlement:
         self._settled |= final
+        if self.batch.settled_in:
+            action = action._replace(channel=self.batch.settled_in)
         return _leases_of(self.batch).settle(action, self.offset, self.offset)
 
 

@@ -6,7 +6,7 @@ from ringpost.client.checks import refused
 from ringpost.v1.common_pb2 import GroupMode
 
 _PREFIX: Final = "GROUP_MODE_"
-# "shared", "key_ordered", "exclusive", "failover".
+# "shared", "key_ordered", "exclusive", "failover", "broadcast".
 MODES: Final = {name.removeprefix(_PREFIX).lower(): value for name, value in GroupMode.items() if value}
 
 

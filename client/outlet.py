@@ -8,6 +8,7 @@ from crc32c import crc32c
 from ringpost.client.options import Options
 from ringpost.client.producer import Lane, OutBatch
 from ringpost.client.receipts import Ticket
+from ringpost.client.timing import AT_ONCE, Timing
 
 if TYPE_CHECKING:
     from ringpost.client.pipe import Pipe
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 class OpenBatch:
     """What waits for the next frame of a channel."""
 
-    __slots__ = ("deadline", "due", "durability", "parts", "size", "ticket")
+    __slots__ = ("deadline", "due", "durability", "parts", "size", "ticket", "timing")
 
-    def __init__(self, ticket: Ticket, durability: int, now: float, options: Options) -> None:
+    def __init__(self, ticket: Ticket, durability: int, now: float, options: Options, timing: Timing) -> None:
         self.ticket = ticket
+        self.timing = timing
         self.durability = durability
         self.parts: list[bytes] = []
         self.size = 0
@@ -51,12 +53,19 @@ class Outlet:
         """Closes the open batch: it goes to the producer."""
         opened, self.open = self.open, None
         assert opened is not None
-        self.enqueue(b"".join(opened.parts), opened.ticket, opened.durability, opened.deadline)
+        self.enqueue(b"".join(opened.parts), opened.ticket, opened.durability, opened.deadline, timing=opened.timing)
 
     def enqueue(
-        self, payload: bytes, ticket: Ticket, durability: int, deadline: float, expected_offset: int | None = None
+        self,
+        payload: bytes,
+        ticket: Ticket,
+        durability: int,
+        deadline: float,
+        expected_offset: int | None = None,
+        timing: Timing = AT_ONCE,
     ) -> None:
         """Hands an encoded batch to the producer; its outcome goes to the ticket."""
         batch = OutBatch(payload, ticket.count, crc32c(payload), durability, deadline, ticket)
         batch.expected_offset = expected_offset
+        batch.timing = timing
         self.lane.enqueue(batch)

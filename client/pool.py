@@ -13,6 +13,7 @@ from typing import Self, TypeAlias
 from ringpost.client.consumer import Consumer
 from ringpost.client.errors import InvalidRequest, Reject, Retry, RingpostError
 from ringpost.client.message import MAX_REASON_BYTES, Message, MessageBatch
+from ringpost.client.settle import Held
 
 _log = logging.getLogger(__name__)
 # A worker whose handlers never wait lets others run after so many messages.
@@ -251,9 +252,9 @@ class HandlerPool:
             # A future cannot carry it: who waits for that would wait for ever.
             raise RuntimeError("the handler raised StopIteration") from stop
 
-    def _held(self) -> Iterable[tuple[int, int]]:
+    def _held(self) -> Iterable[Held]:
         held = [message for message in (*self._busy, *self._queue) if not message.settled]
-        return ((message.offset, message.offset) for message in held)
+        return ((message.batch.settled_in, message.offset, message.offset) for message in held)
 
 
 def _cut(reason: str) -> str:

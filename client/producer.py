@@ -36,6 +36,7 @@ from crc32c import crc32c
 
 from ringpost.client.batch import cut
 from ringpost.client.errors import SURELY_NOT, AlreadyExists, InvalidRequest, OffsetMismatch, RingpostError, Timeout
+from ringpost.client.timing import AT_ONCE, Timing
 from ringpost.v1 import publish_pb2
 
 WINDOW: Final = 64
@@ -68,6 +69,7 @@ class OutBatch:
     last_error: RingpostError | None = None
     # The offset that its first message must get. Such a batch is stored whole or not at all, so it is never cut.
     expected_offset: int | None = None
+    timing: Timing = AT_ONCE
 
     @property
     def whole(self) -> bool:
@@ -97,6 +99,7 @@ class OutBatch:
             first=self.first + first,
             order=self.order + first,
             last_error=self.last_error,
+            timing=self.timing,
         )
 
 

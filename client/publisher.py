@@ -21,9 +21,10 @@ from ringpost.client.errors import BufferFull, Closed, RingpostError, from_failu
 from ringpost.client.options import Options
 from ringpost.client.outlet import OpenBatch, Outlet
 from ringpost.client.pipe import Pipe
-from ringpost.client.producer import Effect, Stored, too_large
+from ringpost.client.producer import Effect, OutBatch, Stored, too_large
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Ticket, Unreported
 from ringpost.client.router import Router
+from ringpost.client.timing import AT_ONCE, Timing, remaining_ms
 from ringpost.v1 import publish_pb2
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class Publisher:
 
     # -- taking messages in ---------------------------------------------------------------------------------------
 
-    def add(self, channel: str, entry: bytes, durability: int, traceparent: str = "") -> PendingPublish:
+    def add(
+        self, channel: str, entry: bytes, durability: int, traceparent: str = "", timing: Timing = AT_ONCE
+    ) -> PendingPublish:
         """Takes one encoded message. Raises `BufferFull`, `Closed`, and `InvalidRequest` for one that no node takes."""
         self._check_size(len(entry))
         if not self._fits(1, len(entry)):
@@ -74,11 +77,11 @@ class Publisher:
         outlet = self._outlet(channel)
         now = monotonic()
         opened = outlet.open
-        if opened is not None and not self._joins(opened, len(entry), durability):
+        if opened is not None and not self._joins(opened, len(entry), durability, timing):
             outlet.seal()
             opened = None
         if opened is None:
-            opened = outlet.open = OpenBatch(Ticket(channel, self._loop), durability, now, self._options)
+            opened = outlet.open = OpenBatch(Ticket(channel, self._loop), durability, now, self._options, timing)
             if self._options.linger_ms:
                 self._loop.call_at(self._loop.time() + self._options.linger_ms / 1000, self._mark, outlet)
             self._mark(outlet)
@@ -93,14 +96,18 @@ class Publisher:
         self._pending_bytes += len(entry)
         return pending
 
-    async def add_when_room(self, channel: str, entry: bytes, durability: int, traceparent: str = "") -> PendingPublish:
+    async def add_when_room(
+        self, channel: str, entry: bytes, durability: int, traceparent: str = "", timing: Timing = AT_ONCE
+    ) -> PendingPublish:
         """As `add`, but waits while the buffer is full."""
         self._check_size(len(entry))
         while not self._fits(1, len(entry)):
             await self._wait_for_room()
-        return self.add(channel, entry, durability, traceparent)
+        return self.add(channel, entry, durability, traceparent, timing)
 
-    async def add_many(self, channel: str, messages: Iterable[Publishable], durability: int) -> list[BatchReceipt]:
+    async def add_many(
+        self, channel: str, messages: Iterable[Publishable], durability: int, timing: Timing = AT_ONCE
+    ) -> list[BatchReceipt]:
         """Publishes a whole list, encoded as it goes, and waits for all of it.
 
         Raises the first error once every batch has its outcome; of an unusable message at once, and then the batches
@@ -113,7 +120,7 @@ class Publisher:
             while not self._fits(count, len(payload)):
                 await self._wait_for_room()
             ticket = Ticket(channel, self._loop)
-            self._enqueue(ticket, payload, count, durability)
+            self._enqueue(ticket, payload, count, durability, timing=timing)
             tickets.append(ticket)
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
@@ -128,6 +135,7 @@ class Publisher:
         durability: int,
         expected_offset: int,
         traceparent: str = "",
+        timing: Timing = AT_ONCE,
     ) -> BatchReceipt:
         """Publishes messages as one batch that is stored at `expected_offset`, whole or not at all, and waits for it.
 
@@ -143,13 +151,19 @@ class Publisher:
             await self._wait_for_room()
         ticket = Ticket(channel, self._loop)
         ticket.traceparent = traceparent
-        self._enqueue(ticket, payload, count, durability, expected_offset)
+        self._enqueue(ticket, payload, count, durability, expected_offset, timing)
         await ticket.wait()
         (receipt,) = ticket.receipts()
         return receipt
 
     def _enqueue(
-        self, ticket: Ticket, payload: bytes, count: int, durability: int, expected_offset: int | None = None
+        self,
+        ticket: Ticket,
+        payload: bytes,
+        count: int,
+        durability: int,
+        expected_offset: int | None = None,
+        timing: Timing = AT_ONCE,
     ) -> None:
         """A batch that is closed already, behind all others of its channel."""
         outlet = self._outlet(ticket.channel)
@@ -159,7 +173,8 @@ class Publisher:
         ticket.ask_all()
         self._pending_messages += count
         self._pending_bytes += len(payload)
-        outlet.enqueue(payload, ticket, durability, monotonic() + self._options.publish_timeout, expected_offset)
+        deadline = monotonic() + self._options.publish_timeout
+        outlet.enqueue(payload, ticket, durability, deadline, expected_offset, timing)
         self._mark(outlet)
 
     def _check_size(self, size: int) -> None:
@@ -167,9 +182,10 @@ class Publisher:
         if size > self._node_batch_bytes:
             raise too_large(size, self._node_batch_bytes)
 
-    def _joins(self, opened: OpenBatch, size: int, durability: int) -> bool:
+    def _joins(self, opened: OpenBatch, size: int, durability: int, timing: Timing) -> bool:
         return (
             opened.durability == durability
+            and opened.timing == timing
             and opened.size + size <= self._max_batch_bytes
             and len(opened.parts) < self._options.max_batch_messages
         )
@@ -296,7 +312,16 @@ class Publisher:
             first_sequence=batch.sequence,
             traceparent=batch.ticket.traceparent,
             expected_offset=batch.expected_offset,
+            timing=self._timing(batch, now),
         )
+
+    def _timing(self, batch: OutBatch, now: float) -> Timing:
+        """That of a batch at the moment: what it has waited here is over of its delay."""
+        timing = batch.timing
+        if not timing.delay_ms:
+            return timing
+        waited = now - (batch.deadline - self._options.publish_timeout)
+        return timing._replace(delay_ms=remaining_ms(timing.delay_ms, waited))
 
     def opened(self, pipe: Pipe) -> None:
         """A stream stands: what waits was made for the bound of another node, perhaps."""

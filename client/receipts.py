@@ -30,6 +30,7 @@ class Receipt(NamedTuple):
     """One message is stored."""
 
     channel: str
+    # -1 of a delayed message: it gets one when it is due.
     offset: int
     # What was reached: "memory", "leader" or "quorum".
     durability: str
@@ -40,11 +41,13 @@ class Receipt(NamedTuple):
     duplicate: bool
     # The owner's clock, microseconds since the epoch.
     append_time_us: int
+    # Of a delayed message: when it is due, or was, by the owner's clock; 0: it is not delayed.
+    scheduled_time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReceipt:
-    """A batch is stored: offsets first_offset .. last_offset, both included."""
+    """A batch is stored: offsets first_offset .. last_offset, both included; of a delayed one -1, see `Receipt`."""
 
     channel: str
     first_offset: int
@@ -54,15 +57,16 @@ class BatchReceipt:
     owner: str
     duplicate: bool
     append_time_us: int
+    scheduled_time_us: int = 0
 
     @property
     def last_offset(self) -> int:
-        return self.first_offset + self.count - 1
+        return -1 if self.scheduled_time_us else self.first_offset + self.count - 1
 
     @property
     def first(self) -> Receipt:
         """That of its first message."""
-        how = (self.durability, self.replicas, self.owner, self.duplicate, self.append_time_us)
+        how = (self.durability, self.replicas, self.owner, self.duplicate, self.append_time_us, self.scheduled_time_us)
         return Receipt(self.channel, self.first_offset, *how)
 
 
@@ -153,13 +157,14 @@ class Ticket:
         return [
             BatchReceipt(
                 self.channel,
-                stored.first_offset,
+                -1 if stored.scheduled_time_us else stored.first_offset,
                 count,
                 _DURABILITY_NAMES.get(stored.durability, "unknown"),
                 tuple(stored.replicas),
                 stored.owner,
                 stored.duplicate,
                 stored.append_time_us,
+                stored.scheduled_time_us,
             )
             for _, count, outcome in self._parts
             for stored in (_stored(outcome),)
@@ -171,12 +176,13 @@ class Ticket:
         stored = _stored(outcome)
         return Receipt(
             self.channel,
-            stored.first_offset + index - first,
+            -1 if stored.scheduled_time_us else stored.first_offset + index - first,
             _DURABILITY_NAMES.get(stored.durability, "unknown"),
             tuple(stored.replicas),
             stored.owner,
             stored.duplicate,
             stored.append_time_us,
+            stored.scheduled_time_us,
         )
 
 

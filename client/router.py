@@ -61,9 +61,9 @@ class Router:
             self._names[channel] = None
         return self.routes.target(channel)
 
-    def any_address(self) -> str:
-        """Where to send what any node answers."""
-        return self.routes.fallback()
+    def any_address(self, spread: int = 0) -> str:
+        """Where to send what any node answers, by `spread` to this one or that."""
+        return self.routes.fallback(spread)
 
     def delay(self, address: str) -> float:
         """Seconds to wait before the address is tried again."""

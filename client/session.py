@@ -34,6 +34,7 @@ class Request:
     mode: common_pb2.GroupMode.ValueType = common_pb2.GROUP_MODE_UNSPECIFIED
     filter: str = ""
     consumer: str = ""
+    lease_tokens: bool = False
     start: common_pb2.Start | None = None
     window_messages: int
     window_bytes: int
@@ -51,6 +52,8 @@ class Session:
         self.credit = credit
         self.leases = Leases(SUBSCRIPTION_ID, wake)
         self.opened = False
+        # How often leases are extended.
+        self.extend_s = float("inf")
         self.last_event = monotonic()
         # Set by a drain notice: no more credit. `leaving`, set later: half-close.
         self.draining = False

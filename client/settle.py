@@ -8,7 +8,7 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable
 from threading import get_ident
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ringpost.client.errors import LeaseLost, RingpostError, from_failure
 from ringpost.v1 import subscribe_pb2
@@ -25,6 +25,7 @@ class Action(NamedTuple):
     """What to do with messages; `millis` is nack's delay or extend's deadline, `reason` is nack's or reject's.
 
     `cumulative`: also with all below that this subscription has. `fallback`: nack's delay, ms, where nothing else says.
+    `channel`: whose messages, where a subscription has several, else empty.
     """
 
     kind: str
@@ -32,8 +33,11 @@ class Action(NamedTuple):
     reason: str = ""
     cumulative: bool = False
     fallback: int = 0
+    channel: str = ""
 
 
+# Channel (as in Action) and offsets first..last of messages whose leases are to be kept.
+Held: TypeAlias = tuple[str, int, int]
 ACK: Final = Action("ack")
 ACK_UP_TO: Final = Action("ack", cumulative=True)
 
@@ -234,6 +238,7 @@ def _request(
     settle.subscription_id = subscription_id
     settle.correlation = correlation
     settle.cumulative = action.cumulative
+    settle.channel = action.channel
     for first, last in ranges:
         settle.ranges.add(first=first, last=last)
     match action.kind:

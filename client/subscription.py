@@ -7,6 +7,7 @@ from typing import Self
 from ringpost.client.consumer import Consumer
 from ringpost.client.errors import DataCorrupted
 from ringpost.client.message import Message, MessageBatch
+from ringpost.client.settle import Held
 
 
 class Subscription:
@@ -120,11 +121,11 @@ class Subscription:
             self._batch = None
             self._consumer.consumed(batch, batch.count, batch.size)
 
-    def _held(self) -> Iterable[tuple[int, int]]:
+    def _held(self) -> Iterable[Held]:
         batch = self._batch
         if batch is None or batch.settled or self._index >= batch.count:
             return ()
-        return ((batch.first_offset + max(0, self._index - 1), batch.last_offset),)
+        return ((batch.settled_in, batch.first_offset + max(0, self._index - 1), batch.last_offset),)
 
     def _unread(self) -> tuple[int, int]:
         batch = self._batch

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from ringpost.client.timing import AT_ONCE, Timing
 from ringpost.v1 import common_pb2, publish_pb2, subscribe_pb2
 
 PUBLISH_PATH: Final = "/ringpost.v1.PublisherService/PublishStream"
@@ -51,6 +52,7 @@ def encode_publish(
     first_sequence: int,
     traceparent: str = "",
     expected_offset: int | None = None,
+    timing: Timing = AT_ONCE,
 ) -> bytes:
     """An encoded `PublishStreamRequest` around an encoded batch."""
     request: dict[str, object] = {
@@ -67,6 +69,8 @@ def encode_publish(
         request["traceparent"] = traceparent
     if expected_offset is not None:
         request["expected_offset"] = expected_offset
+    if timing is not AT_ONCE:
+        request |= {name: value for name, value in timing._asdict().items() if value}
     return cast(bytes, _RawPublishRequest(correlation=correlation, publish=request).SerializeToString())
 
 

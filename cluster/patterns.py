@@ -6,7 +6,7 @@
 import re
 from collections.abc import Iterable
 
-from ringpost.cluster.names import channel_problem
+from ringpost.cluster.names import channel_problem, is_inbox
 
 REST = ">"
 ONE = "*"
@@ -55,3 +55,20 @@ def _expression(token: str) -> str:
     if token == REST:
         return r"[^.]+(?:\.[^.]+)*"
     return re.escape(token)
+
+
+class ChannelPattern:
+    """One good pattern of channels to subscribe to: inboxes match only where its first token says so literally."""
+
+    __slots__ = ("_match", "_skips_inboxes", "prefix", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        # What all that match begin with.
+        self.prefix = re.split(r"[*>]", text, maxsplit=1)[0]
+        self._match = Patterns((text,)).match
+        self._skips_inboxes = text.split(".", 1)[0] in (ONE, REST)
+
+    def match(self, channel: str) -> bool:
+        """Whether it is about the channel."""
+        return self._match(channel) and not (self._skips_inboxes and is_inbox(channel))

@@ -105,7 +105,7 @@ class About:
         storage, store = self.storage, self.storage.store
         published, delivered, journal = self.publisher.counters, self.hub.counters, self.storage.journal
         segments = journal.segments()
-        cache = store.log.cache
+        cache, schedules = store.log.cache, store.log.schedules
         return Stats(
             published_messages=published.messages,
             published_bytes=published.bytes,
@@ -118,6 +118,7 @@ class About:
             settled_messages=dict(delivered.settled),
             redelivered_messages=delivered.redeliveries,
             filtered_messages=dict(storage.reading.sieve.filtered),
+            expired_messages=delivered.expired,
             streams={"publish": len(self.publisher.sessions), "subscribe": len(self.hub.sessions)},
             subscriptions=self.hub.subscriptions,
             channels=len(store),
@@ -141,6 +142,11 @@ class About:
             loop_lag_max_seconds=self.lag.lag_max_s,
             boots=storage.identity.boot,
             dead_lettered_messages=store.log.burials.letters,
+            released_messages=schedules.released,
+            released_batches=schedules.releases,
+            release_lateness_seconds=schedules.late_us / 1e6,
+            release_lateness_max_seconds=schedules.late_us_max / 1e6,
+            scheduled_batches=schedules.entries,
             dead_letters=box_counts(store.boxes()),
             **lag_stats(served_groups(store), storage.reading, store.log.clock()),
             **self.cluster_stats(),

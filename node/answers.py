@@ -23,6 +23,7 @@ from ringpost.node.member import Member
 from ringpost.node.routing.calls import Passing
 from ringpost.node.routing.routing import Routing
 from ringpost.node.services import unary
+from ringpost.node.services.channel_feed import ChannelFeed
 from ringpost.node.services.channels import Channels
 from ringpost.node.services.cluster import Cluster
 from ringpost.node.services.dead_letters import DeadLetters
@@ -76,7 +77,8 @@ class Answers:
         if self.routing is None:
             return None
         own = [self.member.handlers()] if self.member is not None else []
-        streams = (self.publisher.peer_handlers(), self.subscriber.peer_handlers())
+        feed = ChannelFeed(self.publisher.store).handlers()
+        streams = (self.publisher.peer_handlers(), self.subscriber.peer_handlers(), feed)
         passed_on = self._unary(Guard(self.access, first=False), self.routing.peer_calls)
         server = grpc.aio.server(options=peer_server_options(self.config))
         server.add_generic_rpc_handlers((*streams, *passed_on, *own))

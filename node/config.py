@@ -163,6 +163,9 @@ class Config:
     auto_create_channels: bool = option(True, _CHANNELS, "Make a channel by its first use.")
     max_channels: int = option(1_000_000, _CHANNELS, "Most channels on this node.", low=1)
     max_groups: int = option(100_000, _CHANNELS, "Most groups on this node.", low=1)
+    max_scheduled_batches: int = option(
+        5_000_000, _CHANNELS, "Most delayed batches that are not due yet, copies included; each takes 34 bytes.", low=1
+    )
     max_message_bytes: int = option(MIB, _CHANNELS, "Greatest encoded message.", low=1, high=16 * MIB)
     max_batch_bytes: int = option(
         4 * MIB, _CHANNELS, "Greatest encoded batch; at least max_message_bytes.", low=1, high=32 * MIB

@@ -20,8 +20,12 @@ from ringpost.node.journal.scrub import ScrubStep, scrub_segment
 from ringpost.node.journal.segment import address_of, offset_of, segment_of
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.commits import Waiting
+from ringpost.node.shard.consumers import IdleConsumers, is_cursor
+from ringpost.node.shard.group_frames import delete_group
 from ringpost.node.shard.lag import learn_ages, served_groups
 from ringpost.node.shard.retention import AgeRetention, IdleInboxes, keep_from_by_size
+from ringpost.node.shard.scheduling import Schedule
+from ringpost.node.shard.shard import ignore
 from ringpost.node.shard.snapshot import pack_shard
 from ringpost.node.storage import Storage
 
@@ -29,11 +33,14 @@ _CHANNELS_PER_TURN = 500
 _REWRITE_BYTES = 1 << 20
 _DISK_INTERVAL_S = 2.0
 _LAG_INTERVAL_S = 10.0
+_CONSUMERS_INTERVAL_S = 30.0
 _CHECKPOINT_RETRY_S = 10.0
 # A frame takes about 20 µs at the next start, so small ones count by their number; there are fewer checkpoints where
 # those are large.
 _FRAMES_MAX = 200_000
 _CHECKPOINT_BYTES_A_FRAME = 400
+
+_Owner = Channel | Schedule  # of a stored frame
 
 
 class Maintenance:
@@ -46,6 +53,7 @@ class Maintenance:
         self._health = health
         self._age = AgeRetention(storage.reading)
         self._inboxes = IdleInboxes()
+        self._consumers = IdleConsumers()
         self._checkpointed_bytes = self._checkpointed_frames = 0
         self._frames_max = _FRAMES_MAX
         self._checkpoint_now = asyncio.Lock()
@@ -66,6 +74,7 @@ class Maintenance:
             self._repeat("scrub", 1.0, self._scrub),
             self._repeat("cool", 1.0, self.cool),
             self._repeat("lag", _LAG_INTERVAL_S, self.learn_lags),
+            self._repeat("consumers", _CONSUMERS_INTERVAL_S, self.expire_consumers),
         ]
         self._last_checkpoint = time.monotonic()
         self._tasks = [asyncio.get_running_loop().create_task(loop) for loop in loops]
@@ -196,6 +205,18 @@ class Maintenance:
         self._age.forget_removed()
         self._inboxes.forget_removed()
 
+    async def expire_consumers(self) -> None:
+        """Removes consumers of broadcast groups that nobody has used for long, with their places."""
+        cursors = [group for group in self._store.groups() if is_cursor(group)]
+        for number, cursor in enumerate(cursors, 1):
+            serving = cursor.channel.shard.serving and not cursor.removed
+            if serving and self._consumers.is_over(cursor, self._store.log.clock()):
+                log.info("group.consumer_expired", channel=cursor.channel.name, group=cursor.name)
+                delete_group(cursor, ignore)
+            if number % _CHANNELS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        self._consumers.forget_removed()
+
     async def learn_lags(self) -> None:
         """Reads how old the oldest messages of the groups are that the metrics name, where that is not known."""
         await learn_ages(served_groups(self._store), self._storage.reading, self._store.log.clock())
@@ -252,42 +273,44 @@ class Maintenance:
     async def _rewrite(self, segment: int) -> None:
         live = await self._live_rows(segment)
         log.info("segment.rewriting", segment=segment, frames=len(live), bytes=self._store.log.ledger.live(segment))
-        batch: list[tuple[Channel, Row]] = []
+        batch: list[tuple[_Owner, Row]] = []
         size = 0
-        for channel, row in live:
-            batch.append((channel, row))
+        for owner, row in live:
+            batch.append((owner, row))
             size += row.length
             if size >= _REWRITE_BYTES:
                 await self._rewrite_batch(batch)
                 batch, size = [], 0
         await self._rewrite_batch(batch)
 
-    async def _live_rows(self, segment: int) -> list[tuple[Channel, Row]]:
-        found = []
-        for number, channel in enumerate(list(self._store.all_channels())):
+    async def _live_rows(self, segment: int) -> list[tuple[_Owner, Row]]:
+        found: list[tuple[_Owner, Row]] = []
+        owners: list[_Owner] = list(self._store.all_channels())
+        owners += [schedule for shard in self._store.shards for schedule in shard.schedules.values()]
+        for number, owner in enumerate(owners):
             if number % _CHANNELS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            for rows in channel.peek_index().rows_in_segment(segment):
-                found += [(channel, row) for row in rows]
+            for rows in owner.rows_in_segment(segment):
+                found += [(owner, row) for row in rows]
                 await asyncio.sleep(0)
         return sorted(found, key=lambda pair: pair[1].address)
 
-    async def _rewrite_batch(self, batch: list[tuple[Channel, Row]]) -> None:
+    async def _rewrite_batch(self, batch: list[tuple[_Owner, Row]]) -> None:
         """Appends copies; index rows follow when those are durable. One batch at a time, so that it is no burst."""
         frames = await asyncio.to_thread(self._read_raw, [row for _, row in batch])
         log_ = self._store.log
-        for (channel, row), frame in zip(batch, frames, strict=True):
+        for (owner, row), frame in zip(batch, frames, strict=True):
             if frame is None:
                 self._unreadable.add(segment_of(row.address))
                 continue
-            if not channel.keeps(row):
+            if not owner.keeps(row):
                 continue
             header, body = frame
-            flags, committed = (header.flags | FLAG_REWRITTEN) & ~FLAG_RESTORED, channel.shard.committed
+            flags, committed = (header.flags | FLAG_REWRITTEN) & ~FLAG_RESTORED, owner.shard.committed
             fields = header._asdict() | {"flags": flags, "committed": committed}
             del fields["header_crc"]
             address = log_.journal.append(encode_header(**fields), body)
-            log_.commits.add(Waiting(address, None, 0, 0, self._moved, (channel, row, address)))
+            log_.commits.add(Waiting(address, None, 0, 0, self._moved, (owner, row, address)))
         await self._all_committed()
 
     def _read_raw(self, rows: list[Row]) -> list[tuple[Header, bytes] | None]:
@@ -300,8 +323,8 @@ class Maintenance:
                 frames.append(None)  # stays where it is; readers are told
         return frames
 
-    def _moved(self, error: RingpostError | None, channel: Channel, row: Row, address: int) -> None:
-        if error is None and not channel.removed and channel.index.move(row.base, address):
+    def _moved(self, error: RingpostError | None, owner: _Owner, row: Row, address: int) -> None:
+        if error is None and owner.move_row(row, address):
             self._store.log.ledger.move(row.address, address, row.length)
 
     # -- scrubbing --------------------------------------------------------------------------------------------------

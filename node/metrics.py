@@ -62,7 +62,14 @@ class Stats:
     filtered_messages: Mapping[str, int] = counts(
         "by", "messages", "Looked at and not let through by a filter: of a subscription, each counts, or of a group."
     )
+    expired_messages: int = count("messages", "Messages passed over because their time to live was over.")
     dead_lettered_messages: int = count("messages", "Messages given up and kept as dead letters here.")
+
+    released_messages: int = count("messages", "Delayed messages that were due and given their offsets here.")
+    released_batches: int = count("batches", "The batches that they came in.")
+    release_lateness_seconds: float = count("seconds", "How long after their times those were committed, summed.")
+    release_lateness_max_seconds: float = gauge("seconds", "The same, the worst since the start.")
+    scheduled_batches: int = gauge("batches", "Delayed batches held that are not due yet, copies included.")
 
     streams: Mapping[str, int] = gauges("kind", "streams", "Open streams: publish or subscribe.")
     subscriptions: int = gauge("subscriptions", "Open subscriptions.")

@@ -15,7 +15,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 # Settings that a running node takes up on SIGHUP.
 LIVE = frozenset(
     {
-        *("log_level", "log_format", "max_channels", "max_groups", "auto_create_channels"),
+        *("log_level", "log_format", "max_channels", "max_groups", "max_scheduled_batches", "auto_create_channels"),
         *("retention_age_ms", "retention_bytes", "retention_messages", "streams_max"),
         *("stream_unanswered_batches", "stream_unanswered_bytes", "node_unanswered_bytes"),
         *("checkpoint_interval_s", "checkpoint_bytes", "scrub_bytes_per_s", "heartbeat_interval_ms"),

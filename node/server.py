@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from secrets import randbits
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -213,7 +214,14 @@ class Server:
             delivery_bytes=config.delivery_bytes_max,
             heartbeat_ms=config.heartbeat_interval_ms,
         )
-        self.hub = Hub(store, self.storage.reading, delivery_limits, node=config.node, access=self.access)
+        self.hub = Hub(
+            store,
+            self.storage.reading,
+            delivery_limits,
+            node=config.node,
+            access=self.access,
+            members_from=randbits(62),
+        )
         self.hub.tracing = self.tracing
         self.maintenance = Maintenance(self.storage, config, self.health)
         self.about = About(config, self.storage, self.publisher, self.hub, self.maintenance, self._lag, config.listen)

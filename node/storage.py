@@ -31,6 +31,7 @@ from ringpost.node.shard.dead_letters import Gravedigger
 from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
+from ringpost.node.shard.release import Releaser
 from ringpost.node.shard.replay import Replay
 from ringpost.node.shard.salvage import Loss, Salvage
 from ringpost.node.shard.settlements import Settlements
@@ -170,6 +171,7 @@ class Opener:
         reading = Reading(store.log.cache, partial(_fetch, reader), self._channel_damaged)
         policy = DiskPolicy(config.disk_warn_fraction, config.disk_refuse_fraction, config.disk_fail_fraction)
         store.log.burials.write = Gravedigger(reading, self._spawn, store.check_disk).write
+        store.log.schedules.release = Releaser(store.log, reading, self._spawn, store.check_disk).release
         missing = self._missing_segments(store, journal)
         return Storage(
             directory=directory,
@@ -315,6 +317,7 @@ def store_limits(config: Config) -> StoreLimits:
     return StoreLimits(
         max_channels=config.max_channels,
         max_groups=config.max_groups,
+        max_scheduled_batches=config.max_scheduled_batches,
         max_message_bytes=config.max_message_bytes,
         max_batch_bytes=config.max_batch_bytes,
         max_batch_messages=config.max_batch_messages,

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 
 from tests.watchdog import Watchdog
 
 # A CI that starts us in the background has Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says more of the machine than of us.
+settings.register_profile("ringpost", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ringpost")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -21,6 +21,9 @@ BLOCKS = blocks("The first five minutes")
 MODES = blocks("Groups: which mode do I want")
 REQUESTS = blocks("Request and reply")
 FILTERS = blocks("Filters")
+PATTERNS = blocks("Many channels at once: patterns")
+TOKENS = blocks("Settling without the stream")
+LATER = blocks("Later, and not too late")
 PRINTED_ADDRESS = "localhost:7400"
 SECONDS = 60
 
@@ -77,12 +80,29 @@ def test_the_price_is_asked_and_answered(ringpost_broker: Any) -> None:
         assert run_snippet(ringpost_broker.address, snippet(REQUESTS)) == ["XAU: 42"]
 
 
+def test_a_pattern_has_channels_that_are_made_later(ringpost_broker: Any) -> None:
+    for _ in range(2):
+        assert run_snippet(ringpost_broker.address, snippet(PATTERNS)) == ["parts.eu bolt", "parts.us nut"]
+
+
+def test_deliveries_are_settled_without_their_stream(ringpost_broker: Any) -> None:
+    for _ in range(2):
+        assert run_snippet(ringpost_broker.address, snippet(TOKENS)) == ["0 0 1", "1 1 2", "2 2 1"]
+
+
+def test_delayed_messages_come_in_their_order(ringpost_broker: Any) -> None:
+    printed = run_snippet(ringpost_broker.address, snippet(LATER))
+    assert printed == ["True -1", "now", "call Bob", "call Ann", "0"]
+
+
 def test_the_modes_do_what_is_said_of_them(ringpost_broker: Any) -> None:
-    key_ordered, failover = (text for _, text in MODES)
+    key_ordered, failover, broadcast = (text for _, text in MODES)
     for _ in range(2):
         printed = run_snippet(ringpost_broker.address, key_ordered)
         assert printed == ["Bob 0", "Bob 1", "Bob 2", "Ann 0", "Ann 1", "Ann 2"]
     assert run_snippet(ringpost_broker.address, failover) == ["[('worker-1', True)]"]
+    for _ in range(2):
+        assert run_snippet(ringpost_broker.address, broadcast) == ["[('cache-1', 0), ('cache-2', 0)]"]
 
 
 def test_filters_let_through_what_is_said_and_a_mistake_is_answered_as_printed(ringpost_broker: Any) -> None:

@@ -145,6 +145,7 @@ def show(info: channel_pb2.ChannelInfo, output: Output) -> None:
         ("keep messages", config.retention_messages or "no limit"),
         ("greatest message", show_bytes(config.max_message_bytes) if config.max_message_bytes else "the node's limit"),
         ("dedup window", show_seconds(config.dedup_window_ms / 1000) if config.dedup_window_ms else "none"),
+        ("delayed messages", _scheduled(info)),
         ("groups", info.group_count),
         ("subscribers", info.subscription_count),
         ("made", show_time(info.created_time_us)),
@@ -176,7 +177,16 @@ def as_json(info: channel_pb2.ChannelInfo) -> dict[str, Any]:
         "owner": info.owner,
         "epoch": info.epoch,
         "damaged": info.damaged,
+        "scheduled": info.scheduled,
+        "next_scheduled_time_us": info.next_scheduled_time_us,
     }
+
+
+def _scheduled(info: channel_pb2.ChannelInfo) -> str:
+    if not info.scheduled:
+        return "none"
+    first = f", the first at {show_time(info.next_scheduled_time_us)}" if info.next_scheduled_time_us else ""
+    return f"{info.scheduled:,}{first}"
 
 
 def _row(info: channel_pb2.ChannelInfo) -> tuple[object, ...]:

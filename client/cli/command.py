@@ -9,13 +9,13 @@ from typing import Any, ParamSpec
 from urllib.parse import unquote
 
 import click
-import uvloop
 
 from ringpost.client import errors
 from ringpost.client.api import DEFAULT_TARGET
 from ringpost.client.cli import contexts, local, local_cluster
 from ringpost.client.cli.local import LocalNodeError
 from ringpost.client.cli.output import Output
+from ringpost.client.cli.running import run_to_end
 from ringpost.client.cli.units import Place
 from ringpost.client.options import Options
 from ringpost.v1 import common_pb2
@@ -124,7 +124,7 @@ def async_command(command: Callable[P, Awaitable[None]]) -> Callable[P, None]:
         async def body() -> None:
             await command(*args, **kwargs)
 
-        uvloop.run(body())
+        run_to_end(body())
 
     return run
 
@@ -146,7 +146,7 @@ def remote(check: Callable[..., None] | None = None) -> Callable[[Callable[..., 
                 async with contexts.dial(addr, PATIENCE) as mq:
                     await command(mq, **options)
 
-            uvloop.run(connected())
+            run_to_end(connected())
 
         return run
 

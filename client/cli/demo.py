@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-import uvloop
 
 from ringpost.client.cli import corpus
 from ringpost.client.cli.command import output_option
@@ -14,6 +13,7 @@ from ringpost.client.cli.demo_run import Demo, Verdict
 from ringpost.client.cli.demo_stage import Stage, stage
 from ringpost.client.cli.output import Output, progress
 from ringpost.client.cli.proof import Comparison
+from ringpost.client.cli.running import run_to_end
 from ringpost.client.cli.units import show_bytes, show_seconds
 from ringpost.client.testing.broker import BrokerFailed
 
@@ -40,7 +40,7 @@ def demo(quick: bool, workers: int, output: Output) -> None:
     try:
         with stage() as played:
             run = Demo(played.address, sources, workers, crash=played.crash)
-            uvloop.run(_play(run))
+            run_to_end(_play(run))
             verdict = run.verdict()
             _report(run, verdict, played, time.perf_counter() - begin, output)
     except BrokerFailed as error:

@@ -1,4 +1,4 @@
-"""`group add|ls|info|set|seek|pause|resume|rm`."""
+"""`group add|ls|info|set|seek|pause|resume|settle|rm`."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import click
 from ringpost.client.api import Client
 from ringpost.client.cli.command import Group, output_option, remote, start_of
 from ringpost.client.cli.group_options import config_json, config_of, config_options, config_rows
+from ringpost.client.cli.group_settle import settle
 from ringpost.client.cli.output import Output, confirm, note
 from ringpost.client.cli.params import place
 from ringpost.client.cli.units import Place, counted, show_bytes, show_seconds, show_time
@@ -35,6 +36,7 @@ async def add(mq: Client, channel: str, name: str, begin: Place, mode: str, outp
     key_ordered  the same, but messages of one key one at a time and in order
     exclusive    one member; a second one is refused
     failover     one active member; the next takes over when it leaves
+    broadcast    every consumer, by its name, gets every message and has its own place
     """
     config = config_of(**options)
     show(await mq.groups.add(channel, name, start=start_of(begin), mode=mode, config=config), output)
@@ -89,17 +91,18 @@ async def info(mq: Client, channel: str, name: str, output: Output) -> None:
 @click.argument("channel")
 @click.argument("name")
 @click.argument("to", type=place)
+@click.option("--consumer", default="", help="broadcast: whom to move; without, where new consumers begin.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_option
 @remote()
-async def seek(mq: Client, channel: str, name: str, to: Place, yes: bool, output: Output) -> None:
+async def seek(mq: Client, channel: str, name: str, to: Place, consumer: str, yes: bool, output: Output) -> None:
     """Move a group: what is below TO counts as settled, the rest is delivered again.
 
     TO is earliest, latest, an offset, a time, or a duration such as 10m (so long ago).
     """
     before = await mq.groups.get(channel, name)
     confirm(f"Move {name} on {channel}, which has {counted(before.pending, 'message')} pending?", yes=yes)
-    show(await mq.groups.seek(channel, name, start_of(to)), output)
+    show(await mq.groups.seek(channel, name, start_of(to), consumer=consumer), output)
 
 
 @group.command()
@@ -125,14 +128,23 @@ async def resume(mq: Client, channel: str, name: str, output: Output) -> None:
 @group.command()
 @click.argument("channel")
 @click.argument("name")
+@click.option("--consumer", default="", help="broadcast: only this consumer and its place.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @remote()
-async def rm(mq: Client, channel: str, name: str, yes: bool) -> None:
+async def rm(mq: Client, channel: str, name: str, consumer: str, yes: bool) -> None:
     """Remove a group. The channel's messages stay."""
     before = await mq.groups.get(channel, name)
+    if consumer:
+        confirm(f"Remove the consumer {consumer} of {name} on {channel}, with its place?", yes=yes)
+        await mq.groups.delete_consumer(channel, name, consumer)
+        note(f"Removed the consumer {consumer} of {name} on {channel}.")
+        return
     confirm(f"Remove the group {name} of {channel}, which has {counted(before.pending, 'message')} pending?", yes=yes)
     await mq.groups.delete(channel, name)
     note(f"Removed the group {name} of {channel}.")
+
+
+group.add_command(settle)
 
 
 def show(info: group_pb2.GroupInfo, output: Output) -> None:
@@ -155,6 +167,7 @@ def show(info: group_pb2.GroupInfo, output: Output) -> None:
         *config_rows(info.config),
         ("made", show_time(info.created_time_us)),
         ("members", "\n".join(members) or "none"),
+        *([("consumers", "\n".join(map(_consumer, info.consumers)))] if info.consumers else []),
     ]
     output.details(rows, as_json(info))
 
@@ -173,6 +186,11 @@ def _age(info: group_pb2.GroupInfo) -> str:
 def _member(member: group_pb2.GroupMember) -> str:
     held = f"{member.in_flight:,} in flight" if member.active else "waits to take over"
     return f"{member.consumer or '(no name)'}: {held}"
+
+
+def _consumer(one: group_pb2.GroupConsumer) -> str:
+    here = "connected" if one.subscriptions else "away"
+    return f"{one.consumer}: {one.pending:,} pending, settled below {one.settled_below}, {here}"
 
 
 def as_json(info: group_pb2.GroupInfo) -> dict[str, Any]:
@@ -199,6 +217,19 @@ def as_json(info: group_pb2.GroupInfo) -> dict[str, Any]:
         ],
         "created_time_us": info.created_time_us,
         "paused": info.paused,
+        **({"consumers": [_consumer_json(one) for one in info.consumers]} if info.consumers else {}),
+    }
+
+
+def _consumer_json(one: group_pb2.GroupConsumer) -> dict[str, Any]:
+    return {
+        "consumer": one.consumer,
+        "settled_below": one.settled_below,
+        "pending": one.pending,
+        "in_flight": one.in_flight,
+        "to_redeliver": one.to_redeliver,
+        "rejected": one.rejected,
+        "subscriptions": one.subscriptions,
     }
 
 

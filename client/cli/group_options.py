@@ -29,8 +29,16 @@ def config_options(command: Command) -> Command:
             click.option("--jitter", type=click.IntRange(0, 100), help="Shorten delays at random by up to so many %."),
             click.option("--max-attempts", type=click.IntRange(0, 1_000_000), help="Give a message up then; 0: never."),
             click.option("--dead-letters/--no-dead-letters", default=None, help="Keep what is given up (default)."),
+            click.option(
+                "--expired-to-dead-letters/--expired-away",
+                "expired_to_dead_letters",
+                default=None,
+                help="What becomes of messages whose ttl is over (default: away).",
+            ),
             click.option("--dead-letter-age", type=duration, help="Keep them so long (default 14 days); 0: always."),
             click.option("--dead-letter-bytes", type=size, help="Keep about so much (default 1 GiB); 0: all."),
+            click.option("--max-consumers", type=click.IntRange(1, 10_000), help="broadcast: most (default 1,000)."),
+            click.option("--consumer-expiry", type=duration, help="broadcast: forget unused ones (7 days); 0: never."),
         )
     ):
         command = option(command)
@@ -47,8 +55,11 @@ def config_of(
     jitter: int | None,
     max_attempts: int | None,
     dead_letters: bool | None,
+    expired_to_dead_letters: bool | None,
     dead_letter_age: float | None,
     dead_letter_bytes: int | None,
+    max_consumers: int | None,
+    consumer_expiry: float | None,
 ) -> group_pb2.GroupConfig:
     """What was given. Raises Wrong where a part of the retry policy is missing."""
     config = group_pb2.GroupConfig(
@@ -57,8 +68,11 @@ def config_of(
         filter=filter,
         max_attempts=max_attempts,
         dead_letters=dead_letters,
+        expired_to_dead_letters=expired_to_dead_letters,
         dead_letter_age_ms=_millis(dead_letter_age),
         dead_letter_bytes=dead_letter_bytes,
+        max_consumers=max_consumers,
+        consumer_expiry_ms=_millis(consumer_expiry),
     )
     if backoff is None and retry_delay is not None:
         backoff = "constant"
@@ -91,7 +105,16 @@ def config_rows(config: group_pb2.GroupConfig) -> list[tuple[str, object]]:
         ("retry", _retry_text(config.retry)),
         ("max attempts", config.max_attempts or "no bound"),
         ("keeps dead letters", _keeps(config)),
+        ("expired", "dead letters" if config.expired_to_dead_letters else "away"),
+        *_consumers(config),
     ]
+
+
+def _consumers(config: group_pb2.GroupConfig) -> list[tuple[str, object]]:
+    if not config.max_consumers:
+        return []
+    expiry = show_seconds(config.consumer_expiry_ms / 1000) if config.consumer_expiry_ms else "never"
+    return [("max consumers", config.max_consumers), ("forgets unused ones after", expiry)]
 
 
 def _keeps(config: group_pb2.GroupConfig) -> str:
@@ -121,9 +144,12 @@ def config_json(config: group_pb2.GroupConfig) -> dict[str, Any]:
         "filter": config.filter,
         "max_attempts": config.max_attempts,
         "dead_letters": config.dead_letters,
+        "expired_to_dead_letters": config.expired_to_dead_letters,
         "dead_letter_age_ms": config.dead_letter_age_ms,
         "dead_letter_bytes": config.dead_letter_bytes,
     }
+    if config.max_consumers:
+        shown |= {"max_consumers": config.max_consumers, "consumer_expiry_ms": config.consumer_expiry_ms}
     if retry.backoff:
         shown["retry"] = {
             "backoff": _NAMES[retry.backoff],

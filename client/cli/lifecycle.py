@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import uvloop
 from click.core import ParameterSource
 
 from ringpost.client.api import connect
@@ -17,6 +16,7 @@ from ringpost.client.cli.command import PATIENCE, output_option
 from ringpost.client.cli.local_cluster import Wanted
 from ringpost.client.cli.nodes import damage
 from ringpost.client.cli.output import Output, confirm, note
+from ringpost.client.cli.running import run_to_end
 from ringpost.client.cli.units import counted
 from ringpost.client.errors import RingpostError
 from ringpost.v1.cluster_pb2 import NodeInfo
@@ -108,7 +108,7 @@ def _warn_of_damage(node: local.LocalNode) -> None:
             return mq.connected_to
 
     with contextlib.suppress(RingpostError):  # it has said that it serves
-        found = uvloop.run(ask())
+        found = run_to_end(ask())
         for sentence in damage(found) if found is not None else ():
             note(
                 f"Warning: {sentence}\nThe log says what is damaged. Restore the data from a backup, or go on without"

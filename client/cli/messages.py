@@ -143,6 +143,7 @@ def _group_json(one: message_pb2.GroupExplanation) -> dict[str, Any]:
         "consumer": one.consumer,
         "until_time_us": one.until_time_us,
         "active_consumer": one.active_consumer,
+        "since_time_us": one.since_time_us,
     }
     return {
         "group": one.group,
@@ -153,6 +154,7 @@ def _group_json(one: message_pb2.GroupExplanation) -> dict[str, Any]:
         "attempt": one.attempt,
         **{name: value for name, value in more.items() if value},
         **({"behind_offset": one.behind_offset} if one.HasField("behind_offset") else {}),
+        **({"dead_letter": one.dead_letter} if one.HasField("dead_letter") else {}),
         "failures": [
             {"attempt": failure.attempt, "time_us": failure.time_us, "reason": failure.reason}
             for failure in one.failures

@@ -7,7 +7,7 @@ from typing import TypeVar
 import click
 
 from ringpost.client.checks import MAX_UINT64
-from ringpost.client.cli.units import Place, parse_bytes, parse_duration, parse_place
+from ringpost.client.cli.units import Place, parse_bytes, parse_duration, parse_moment, parse_place
 
 T = TypeVar("T")
 OFFSET = click.IntRange(0, MAX_UINT64)
@@ -27,6 +27,11 @@ def duration(text: str | float) -> float:
 def place(text: str | Place) -> Place:
     """earliest, latest, an offset, a time, or so long ago."""
     return text if isinstance(text, Place) else _checked(lambda typed: parse_place(typed, time.time_ns() // 1000), text)
+
+
+def moment(text: str | int) -> int:
+    """A time: 2026-01-31T12:00:00Z."""
+    return text if isinstance(text, int) else _checked(parse_moment, text)
 
 
 def header(text: str | tuple[str, str]) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import IO, Any
 
 import click
@@ -14,7 +14,8 @@ from ringpost.client.api import Client
 from ringpost.client.batch import OutMessage
 from ringpost.client.cli.command import output_option, remote
 from ringpost.client.cli.output import Output, progress
-from ringpost.client.cli.params import DURABILITY, OFFSET, header
+from ringpost.client.cli.params import DURABILITY, OFFSET, duration, header, moment
+from ringpost.client.cli.units import counted, show_time
 from ringpost.client.receipts import BatchReceipt
 
 CHUNK = 1_000
@@ -27,6 +28,8 @@ def _check(
     count: int | None,
     message_id: str | None,
     expect_offset: int | None,
+    delay: float | None,
+    deliver_at: int | None,
     **_: object,
 ) -> None:
     if (data is None) == (lines is None):
@@ -37,6 +40,10 @@ def _check(
         raise click.UsageError("--id names one message, or with {n} each of --count; it does not go with --lines.")
     if expect_offset is not None and (lines is not None or count is not None):
         raise click.UsageError("--expect-offset is for one message; it does not go with --lines or --count.")
+    if delay is not None and deliver_at is not None:
+        raise click.UsageError("Give either --delay or --deliver-at.")
+    if expect_offset is not None and (delay is not None or deliver_at is not None):
+        raise click.UsageError("--expect-offset does not go with a delay: the offset is known when it is over.")
 
 
 @click.command()
@@ -49,6 +56,9 @@ def _check(
 @click.option("--header", "headers", type=header, multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.option("--durability", type=DURABILITY, default="quorum", show_default=True, help="What to wait for.")
 @click.option("--expect-offset", type=OFFSET, help="Publish only if the message gets exactly this offset.")
+@click.option("--delay", type=duration, help="Deliver so much later, such as 10s or 1h30m; at most 366d.")
+@click.option("--deliver-at", type=moment, metavar="TIME", help="Deliver at a time, such as 2026-01-31T12:00:00Z.")
+@click.option("--ttl", type=duration, help="Of use for so long, and not delivered later; such as 30s.")
 @output_option
 @remote(_check)
 async def pub(
@@ -62,6 +72,9 @@ async def pub(
     headers: tuple[tuple[str, str], ...],
     durability: str,
     expect_offset: int | None,
+    delay: float | None,
+    deliver_at: int | None,
+    ttl: float | None,
     output: Output,
 ) -> None:
     """Publish DATA to CHANNEL; DATA "-" is all of stdin.
@@ -70,6 +83,7 @@ async def pub(
     ringpost pub orders.eu hello --key 42 --header source=web
     ringpost pub orders.eu 'order {n}' --count 1000
     ringpost pub logs --lines access.log
+    ringpost pub reminders 'call back' --delay 1h30m
     """
 
     def message(data: bytes, number: str = "{n}") -> OutMessage:
@@ -77,16 +91,17 @@ async def pub(
         own_key, own_id = (text and text.replace("{n}", number) for text in (key, message_id))
         return OutMessage(data.replace(b"{n}", number.encode()), own_key, dict(headers), own_id)
 
+    when: dict[str, Any] = {"delay": delay, "deliver_at": deliver_at, "ttl": ttl}
     begin = time.perf_counter()
     if lines is not None:
         chunks = _line_chunks(lines.fileno(), message)
-        receipts = await _publish_all(mq, channel, chunks, None, durability)
+        receipts = await _publish_all(mq, channel, chunks, None, durability, when)
     elif count is not None:
         chunks = _template_chunks(os.fsencode(data or ""), count, message)
-        receipts = await _publish_all(mq, channel, chunks, count, durability)
+        receipts = await _publish_all(mq, channel, chunks, count, durability, when)
     else:
         content = sys.stdin.buffer.read() if data == "-" else os.fsencode(data or "")
-        receipts = await mq.publish_many(channel, [message(content)], durability, expect_offset)
+        receipts = await mq.publish_many(channel, [message(content)], durability, expect_offset, **when)
     _report(channel, receipts, time.perf_counter() - begin, output)
 
 
@@ -119,14 +134,19 @@ async def _line_chunks(file: int, message: Callable[..., OutMessage]) -> AsyncIt
 
 
 async def _publish_all(
-    mq: Client, channel: str, chunks: AsyncIterator[list[OutMessage]], total: int | None, durability: str
+    mq: Client,
+    channel: str,
+    chunks: AsyncIterator[list[OutMessage]],
+    total: int | None,
+    durability: str,
+    when: Mapping[str, Any],
 ) -> list[BatchReceipt]:
     """Chunk by chunk: reads no more of the input than is published."""
     receipts: list[BatchReceipt] = []
     with progress() as bar:
         task = bar.add_task(f"publishing to {channel}", total=total, extra="")
         async for chunk in chunks:
-            receipts += await mq.publish_many(channel, chunk, durability)
+            receipts += await mq.publish_many(channel, chunk, durability, **when)
             bar.advance(task, len(chunk))
     return receipts
 
@@ -136,10 +156,14 @@ def _report(channel: str, receipts: list[BatchReceipt], seconds: float, output: 
     if not count:
         raise click.ClickException("There was nothing to publish: the input is empty.")
     first, last = receipts[0], receipts[-1]
+    data: dict[str, Any]
     reached = {"owner": last.owner, "replicas": list(last.replicas), "durability": last.durability}
-    if count == 1:
+    if first.scheduled_time_us:
+        where = f"{counted(count, 'message')} for {show_time(first.scheduled_time_us)}"
+        data = {"channel": channel, "count": count, "scheduled_time_us": first.scheduled_time_us, **reached}
+    elif count == 1:
         where = f"offset {first.first_offset}"
-        data: dict[str, Any] = {"channel": channel, "offset": first.first_offset, **reached}
+        data = {"channel": channel, "offset": first.first_offset, **reached}
     else:
         where = f"{count:,} messages, offsets {first.first_offset} to {last.last_offset}"
         place = {"first_offset": first.first_offset, "last_offset": last.last_offset}

@@ -5,12 +5,14 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
 from ringpost.client import errors
 from ringpost.client.api import Client
 from ringpost.client.cli.command import remote, start_of
+from ringpost.client.cli.group_settle import token_text
 from ringpost.client.cli.messages import as_json, dump
 from ringpost.client.cli.output import note
 from ringpost.client.cli.params import place
@@ -18,12 +20,15 @@ from ringpost.client.cli.units import Place
 from ringpost.client.consumer import INTERRUPTED, RESUMED
 from ringpost.client.message import Message, MessageBatch
 from ringpost.client.modes import MODES
+from ringpost.client.places import is_pattern
 
 # An interruption is told when it has lasted so long; another node is found sooner.
 _PATIENCE_S = 0.5
 
 
-def _check(group: str, no_ack: bool, mode: str | None, **_: object) -> None:
+def _check(group: str, no_ack: bool, mode: str | None, lease_tokens: bool, **_: object) -> None:
+    if lease_tokens and not group:
+        raise click.UsageError("--lease-tokens says something only with --group.")
     if mode and not group:
         raise click.UsageError("--mode says something only with --group.")
     if no_ack and not group:
@@ -37,11 +42,13 @@ def _check(group: str, no_ack: bool, mode: str | None, **_: object) -> None:
     "--mode", type=click.Choice(list(MODES)), help="With --group: the mode that it must have, or is made with."
 )
 @click.option("--filter", help="Only what this lets through, such as 'headers.region == \"eu\"' (a part of CEL).")
+@click.option("--consumer", default="", help="A name for this member; needed where the group is in mode broadcast.")
 @click.option("--from", "begin", type=place, help="Where to begin (10m: so long ago).")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--text", is_flag=True, help="Payloads only, one a line.")
 @click.option("-o", "--output", "form", type=click.Choice(["json", "text"]), default="json", show_default=True)
 @click.option("--no-ack", is_flag=True, help="With --group: look only; the messages are delivered again.")
+@click.option("--lease-tokens", is_flag=True, help="With --group: print lease_token, for `group settle`.")
 @remote(_check)
 async def sub(
     mq: Client,
@@ -49,17 +56,21 @@ async def sub(
     group: str,
     mode: str | None,
     filter: str | None,
+    consumer: str,
     begin: Place | None,
     count: int | None,
     text: bool,
     form: str,
     no_ack: bool,
+    lease_tokens: bool,
 ) -> None:
     """Print the messages of CHANNEL as they come, one JSON object a line, until Ctrl-C.
 
+    CHANNEL may be a pattern, in quotes: 'orders.*' for one more token, 'orders.>' for any number of them.
+
     Data that is not UTF-8 appears as data_base64. With --group each message is acknowledged once it is printed.
     """
-    if group and begin is not None:
+    if group and begin is not None and not is_pattern(channel):
         await _warn_of_existing(mq, channel, group)
     show = _text if text or form == "text" else _json
     start = None if begin is None else start_of(begin)
@@ -68,9 +79,15 @@ async def sub(
     # Asking for no more than is wanted leaves the rest to the other members of the group.
     prefetch = count and min(count, 1_000)
     with _outages_told():
-        async with mq.subscription(
-            channel, group=group, mode=mode, filter=filter, start=start, prefetch=prefetch
-        ) as subscription:
+        how: dict[str, Any] = {
+            "mode": mode,
+            "filter": filter,
+            "consumer": consumer,
+            "start": start,
+            "prefetch": prefetch,
+            "lease_tokens": lease_tokens,
+        }
+        async with mq.subscription(channel, group=group, **how) as subscription:
             async for batch in subscription.batches():
                 messages = batch.messages[:left]
                 for message in messages:
@@ -140,7 +157,12 @@ def _text(message: Message) -> bytes:
 
 def _json(message: Message) -> bytes:
     place = (message.channel, message.offset, message.append_time_us)
-    more = {"attempt": message.attempt, "message_id": message.message_id, "producer_time_us": message.producer_time_us}
+    more = {
+        "attempt": message.attempt,
+        "message_id": message.message_id,
+        "producer_time_us": message.producer_time_us,
+        "lease_token": token_text(message.lease_token),
+    }
     return dump(as_json(*place, message.key, message.data, message.headers, more)).encode() + b"\n"
 
 

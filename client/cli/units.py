@@ -79,6 +79,17 @@ def parse_place(text: str, now_us: int) -> Place:
     return Place("time", time_us)
 
 
+def parse_moment(text: str) -> int:
+    """Microseconds since 1970 of a time in ISO 8601 (local zone when it names none). Raises `ValueError`."""
+    try:
+        time_us = round(datetime.fromisoformat(text.strip()).astimezone(UTC).timestamp() * 1e6)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not a time; write it as 2026-01-31T12:00:00Z") from None
+    if time_us < 0:
+        raise ValueError(f"{text!r} is a time before 1970")
+    return time_us
+
+
 def show_bytes(count: float) -> str:
     """ "512 B", "1.5 KiB"."""
     if count < 1024:

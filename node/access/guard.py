@@ -31,6 +31,7 @@ class Need(NamedTuple):
 _TOKEN = Need()
 _CHANNEL = (("channel", "name"),)
 _GROUP = (("channel", "channel"), ("group", "name"))
+_CONSUMER = (("channel", "channel"), ("group", "group"), ("consumer", "consumer"))
 _LETTERS = (("channel", "channel"), ("group", "group"), ("dry_run", "dry_run"))
 # Lists: with a channel as the others, without one everything that the caller may see.
 NEEDS = {
@@ -48,6 +49,7 @@ NEEDS = {
     "/ringpost.v1.GroupService/PauseGroup": Need(Verb.MANAGE, "channel", _GROUP),
     "/ringpost.v1.GroupService/ResumeGroup": Need(Verb.MANAGE, "channel", _GROUP),
     "/ringpost.v1.GroupService/DeleteGroup": Need(Verb.MANAGE, "channel", _GROUP),
+    "/ringpost.v1.GroupService/DeleteConsumer": Need(Verb.MANAGE, "channel", _CONSUMER),
     "/ringpost.v1.GroupService/Settle": Need(Verb.CONSUME, "channel"),
     "/ringpost.v1.DeadLetterService/ListDeadLetters": Need(Verb.CONSUME, "channel"),
     "/ringpost.v1.DeadLetterService/GetDeadLetter": Need(Verb.CONSUME, "channel"),

@@ -38,6 +38,7 @@ def piece(
     attempt: int = 0,
     lease_ms: int = 0,
     last_reason: str = "",
+    lease_token: bytes = b"",
 ) -> Piece:
     """One DeliveredBatch as it stands in a Deliver."""
     facts = DeliveredBatch(
@@ -48,6 +49,7 @@ def piece(
         attempt=attempt,
         lease_ms=lease_ms,
         last_reason=last_reason,
+        lease_token=lease_token,
     ).SerializeToString()
     length = varint(len(batch))
     inner = len(facts) + 1 + len(length) + len(batch)

@@ -1,8 +1,9 @@
 """A subscription as its session sees it, whether this node serves it or relays it, and the border to what relays."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from ringpost.node.access.caller import Caller
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.errors import NotLeader, RingpostError
 from ringpost.node.groups.changes import Outcome
@@ -47,6 +48,17 @@ class RelayedFlow(Flow, Protocol):
 
     def start(self) -> None:
         """To be called once the session knows it."""
+
+
+@runtime_checkable
+class PatternFlow(Flow, Protocol):
+    """A subscription of many channels."""
+
+    def start(self) -> None:
+        """To be called once the session knows it."""
+
+    def recheck(self, caller: Caller) -> None:
+        """What its client may do has changed: channels that it may not read leave, others come."""
 
 
 class Relay(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringpost.node.access.access import Access
+from ringpost.node.delivery.catalog import Catalog
 from ringpost.node.delivery.encode import Piece, piece
 from ringpost.node.delivery.flow import Relay
 from ringpost.node.journal.cache import CachedFrame
@@ -52,6 +53,7 @@ class DeliveryLimits:
     heartbeat_ms: int = 10_000
     subscriptions_per_stream: int = 256
     settlements_per_stream: int = 1_000
+    pattern_channels: int = 10_000
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class DeliveryCounters:
     bytes: int = 0
     deliveries: int = 0
     redeliveries: int = 0
+    expired: int = 0
     settled: dict[str, int] = field(default_factory=dict)
 
 
@@ -69,9 +72,20 @@ class Hub:
     """One a node. Everything runs in the loop's thread."""
 
     def __init__(
-        self, store: Store, reading: Reading, limits: DeliveryLimits, *, node: str, access: Access | None = None
+        self,
+        store: Store,
+        reading: Reading,
+        limits: DeliveryLimits,
+        *,
+        node: str,
+        access: Access | None = None,
+        members_from: int = 0,
     ) -> None:
-        """`access` None: everybody may read everything."""
+        """`access` None: everybody may read everything.
+
+        `members_from`: members' numbers are above it; by chance, so that no other node, and no other start of this one,
+        gives any of them.
+        """
         self.store = store
         self.access = access or Access("")
         self.tracing = OFF
@@ -89,13 +103,14 @@ class Hub:
         self._held_back: set[Subscription] = set()
         self._hold_s = 0.0
         self._released_at = 0.0
-        self._members = 0
+        self._members = members_from
         self._pieces: dict[int, Piece] = {}
         self._messages: dict[tuple[int, ...], bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.catalog = Catalog(store, self.spawn)
 
     def new_member(self) -> int:
-        """A number for a group's member, never used before on this node."""
+        """A number for a group's member, never used before."""
         self._members += 1
         return self._members
 

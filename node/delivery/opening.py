@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ringpost.cluster.names import group_problem
 from ringpost.node.delivery.certainty import SURE_S, becomes_sure
+from ringpost.node.delivery.commands import check_mode_known
 from ringpost.node.delivery.filtered import FilteredCursor
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.sources import Cursor, Membership, Source
@@ -13,13 +14,15 @@ from ringpost.node.delivery.subscription import Subscription
 from ringpost.node.errors import InvalidRequest, NotFound, OutOfRange, RingpostError, Unavailable
 from ringpost.node.filters.filter import checked
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import Mint
+from ringpost.node.shard.consumers import check_room, cursor_name, is_broadcast
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
-from ringpost.node.shard.modes import check_filter, check_mode, modes_allowed
+from ringpost.node.shard.modes import check_filter, check_mode
 from ringpost.node.shard.reading import Reading, check_offset
 from ringpost.node.shard.store import Store
-from ringpost.v1.common_pb2 import GroupMode, Start
+from ringpost.v1.common_pb2 import Start
 from ringpost.v1.group_pb2 import GroupConfig
 from ringpost.v1.subscribe_pb2 import OpenSubscription
 
@@ -38,9 +41,14 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
     if command.group and (problem := group_problem(command.group)) is not None:
         raise InvalidRequest.of("open.group", problem)
     check_mode_known(command)
-    channel = find_or_add(hub.store, command.channel, command.start, "open.")
+    if command.pattern:  # which makes no channel
+        channel = hub.store.find(command.channel, "open.channel")
+    else:
+        channel = find_or_add(hub.store, command.channel, command.start, "open.")
     if command.group:
         group = await _group(hub, channel, command)
+        if is_broadcast(group):
+            group = await _cursor(hub, group, command)
         if group.removed:
             raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
         check_mode(group.name, group.settings.mode, command.mode)
@@ -48,7 +56,8 @@ async def open_source(hub: Hub, subscription: Subscription, command: OpenSubscri
         group.read_by(hub.reading, hub.spawn)
         member = hub.new_member()
         group.join(member, subscription)
-        return Opening(channel, Membership(group, member), group.core.settled_below, group.settings.ack_deadline_ms)
+        source = Membership(group, member, Mint(group, member) if command.lease_tokens else None)
+        return Opening(channel, source, group.core.settled_below, group.settings.ack_deadline_ms)
     try:
         offset = await resolve_start(hub.reading, channel, command.start, channel.end_offset, "open.start")
     except OutOfRange:
@@ -87,7 +96,7 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
     has_start = command.start.WhichOneof("at") is not None
     known = (channel.groups or {}).get(command.group)
     if known is not None:
-        if has_start:
+        if has_start and not command.pattern:
             raise InvalidRequest.of(
                 "open.start", f"group {command.group!r} exists and knows its place; leave start unset or seek the group"
             )
@@ -100,12 +109,23 @@ async def _group(hub: Hub, channel: Channel, command: OpenSubscription) -> Group
     return await make_group(channel, command.group, settings, start)
 
 
-def check_mode_known(command: OpenSubscription) -> None:
-    """Raises InvalidRequest for a mode that is none, or without a group."""
-    if command.mode and not command.group:
-        raise InvalidRequest.of("open.mode", "is set without a group; name the group, or leave mode unset")
-    if command.mode not in GroupMode.values():
-        raise InvalidRequest.of("open.mode", f"is {command.mode}, allowed are {modes_allowed()}")
+async def _cursor(hub: Hub, group: Group, command: OpenSubscription) -> Group:
+    """The consumer's part of a broadcast group, made when it first comes, where the group says. Raises the refusals."""
+    if group.removed:
+        raise NotFound(f"group {group.name!r} was deleted", reason="GROUP_DELETED")
+    check_mode(group.name, group.settings.mode, command.mode)
+    if not command.consumer:
+        raise InvalidRequest.of(
+            "open.consumer",
+            f"is empty; group {group.name!r} is in mode BROADCAST, where a consumer's name says whose place it is",
+        )
+    name = cursor_name(group.name, command.consumer)
+    known = (group.channel.groups or {}).get(name)
+    if known is not None:
+        return known
+    check_room(group)
+    hub.store.check_groups()
+    return await make_group(group.channel, name, group.next_settings, group.core.settled_below)
 
 
 async def make_group(channel: Channel, name: str, settings: GroupSettings, start: int) -> Group:

@@ -12,10 +12,11 @@ from ringpost.cluster.names import consumer_problem
 from ringpost.node.access.caller import ANYONE, Caller
 from ringpost.node.access.grants import Verb
 from ringpost.node.bell import Bell
-from ringpost.node.delivery.commands import RANGES_MAX, check_settle
+from ringpost.node.delivery.borrowing import Borrowing
+from ringpost.node.delivery.commands import RANGES_MAX, check_pattern, check_settle, check_settled_channel
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.filtered import FilteredCursor
-from ringpost.node.delivery.flow import Flow
+from ringpost.node.delivery.flow import Flow, PatternFlow
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.delivery.opening import Opening, open_source
 from ringpost.node.delivery.sources import Cursor
@@ -270,22 +271,32 @@ class Session:
             return
         try:
             self._check_open(command)
-            self.check_consume(number, command.channel)
+            check_pattern(command, forwarded=self.forwarded)
+            if command.channel or not command.pattern:
+                self.check_consume(number, command.channel)
         except RingpostError as error:
             self.send_closed(number, error)
             return
-        credit = CreditWindow(command.credit.messages, command.credit.bytes)
+        self.begin(command, CreditWindow(command.credit.messages, command.credit.bytes))
+
+    def begin(self, command: OpenSubscription, credit: CreditWindow) -> None:
+        """Begins a subscription that is in order."""
+        number = command.subscription_id
         self.hub.subscriptions += 1
         silence_s = (command.heartbeat_interval_ms or self.hub.limits.heartbeat_ms) / 1000
         self._asked[number] = command.channel, silence_s
-        if self.hub.relay is None or self.hub.relay.serves(command.channel):
+        if not command.channel and command.pattern:
+            fan = self.subscriptions[number] = fan_of(self, command, credit)
+            fan.start()
+        elif self.hub.relay is None or self.hub.relay.serves(command.channel):
             self.serve(command, credit)
         else:
             self._relay(command, credit)
 
     def serve(self, command: OpenSubscription, credit: CreditWindow, *, told: bool = False) -> None:
         """This node serves the subscription from now on. `told`: the client knows already that it stands."""
-        subscription = Subscription(self, command.subscription_id, command.consumer, credit)
+        kind = Borrowing if command.pattern else Subscription
+        subscription = kind(self, command.subscription_id, command.consumer, credit)
         self.subscriptions[command.subscription_id] = subscription
         self.hub.spawn(self._begin(subscription, command, told))
 
@@ -360,10 +371,14 @@ class Session:
     def close_forbidden(self, numbers: Iterable[int]) -> None:
         """Closes those of the subscriptions that are not permitted."""
         for number in numbers:
+            flow = self.subscriptions[number]
+            if isinstance(flow, PatternFlow):
+                flow.recheck(self.caller)
+                continue
             try:
                 self.check_consume(number, self._asked[number][0])
             except RingpostError as error:
-                self.close_subscription(self.subscriptions[number], error)
+                self.close_subscription(flow, error)
 
     def _check_open(self, command: OpenSubscription) -> None:
         if command.subscription_id == 0:
@@ -445,18 +460,18 @@ class Session:
         try:
             flow = self._grouped(settle.subscription_id)
             check_settle(settle, self.ranges_max)
+            check_settled_channel(settle, one=bool(self._asked[settle.subscription_id][0]))
         except RingpostError as error:
-            self._send_settled(settle.subscription_id, settle.correlation, error)
+            self._send_settled(settle, error)
             return
         self.unanswered += 1
-        number, correlation = settle.subscription_id, settle.correlation
 
         def reply(outcome: list[tuple[int, int, Outcome]] | RingpostError) -> None:
             self.unanswered -= 1
             self._room.ring()
             if isinstance(outcome, NotLeader):  # nobody's fault, and no answer that a worker must know an error for
                 outcome = [(one.first, one.last, Outcome.MOVED) for one in settle.ranges]
-            self._send_settled(number, correlation, outcome)
+            self._send_settled(settle, outcome)
 
         flow.settle(settle, reply)
 
@@ -468,10 +483,9 @@ class Session:
             raise InvalidRequest.of("settle.subscription_id", f"{number} has no group; only groups settle messages")
         return subscription
 
-    def _send_settled(
-        self, number: int, correlation: int, outcome: list[tuple[int, int, Outcome]] | RingpostError
-    ) -> None:
-        settled = Settled(subscription_id=number, correlation=correlation)
+    def _send_settled(self, settle: Settle, outcome: list[tuple[int, int, Outcome]] | RingpostError) -> None:
+        number, correlation, channel = settle.subscription_id, settle.correlation, settle.channel
+        settled = Settled(subscription_id=number, correlation=correlation, channel=channel)
         if isinstance(outcome, RingpostError):
             settled.failure.CopyFrom(failure(outcome))
         else:
@@ -479,6 +493,13 @@ class Session:
                 name = OutcomeMessage.ValueType(verdict)
                 settled.results.append(SettledRange(range=OffsetRange(first=first, last=last), outcome=name))
         self.send(SubscribeResponse(settled=settled))
+
+
+def fan_of(session: Session, command: OpenSubscription, credit: CreditWindow) -> PatternFlow:
+    """A pattern's subscription, which has a session of its own."""
+    from ringpost.node.delivery.fan import Fan  # which is made of sessions
+
+    return Fan(session, command, credit)
 
 
 def _no_subscription(number: int) -> NotFound:

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from ringpost.node.groups.changes import Lease
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import Mint
 from ringpost.node.shard.group import Group
 
 TAKE_MAX = 10_000  # messages leased in one go
@@ -66,9 +67,11 @@ class Cursor:
 class Membership:
     """A member of a group: leases messages when asked, gives them back at the end."""
 
-    def __init__(self, group: Group, member: int) -> None:
+    def __init__(self, group: Group, member: int, mint: Mint | None = None) -> None:
+        """`mint` makes lease tokens; None: nobody asked for them."""
         self.group = group
         self.member = member
+        self.mint = mint
         self._leases: deque[tuple[Lease, int]] = deque()  # not yet sent, with the time at which it ends
 
     @property

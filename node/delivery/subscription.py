@@ -1,5 +1,6 @@
 """One subscription: takes what its source wants, reads it, cuts it to the credit, encodes it."""
 
+import asyncio
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
@@ -8,15 +9,19 @@ from crc32c import crc32c
 from ringpost.node.delivery.commands import settle_action
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import Piece, deliver, piece
+from ringpost.node.delivery.expiry import is_over, run_end
 from ringpost.node.delivery.filtered import FilteredCursor, look_ahead
 from ringpost.node.delivery.flow import SettleReply
 from ringpost.node.delivery.hub import Hub, frame_piece
 from ringpost.node.delivery.sources import Cursor, Membership, Source, Wanted
 from ringpost.node.errors import NotFound, RingpostError, Unavailable
 from ringpost.node.groups.changes import Outcome
+from ringpost.node.groups.ranges import RangeSet
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.index import LOST, Row
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.claims import claim_of, read_token, unclaimed
+from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import read_ahead
 from ringpost.node.status import known
 from ringpost.v1.subscribe_pb2 import Settle
@@ -130,8 +135,20 @@ class Subscription:
             reply(outcome)
 
         ranges = [(pair.first, pair.last) for pair in settle.ranges]
+        if settle.lease_token:
+            self._settle_claim(membership.group, settle, RangeSet(ranges), counted)
+            return
         unsent = membership.unsent if settle.cumulative else ()
         membership.group.settle(membership.member, settle_action(settle), ranges, settle.cumulative, counted, unsent)
+
+    def _settle_claim(self, group: Group, settle: Settle, wanted: RangeSet, reply: SettleReply) -> None:
+        token = read_token(settle.lease_token, "settle.lease_token")
+        try:
+            claim = claim_of(group, token, wanted, "settle.lease_token")
+            left = [(first, last, Outcome.UNKNOWN) for first, last in unclaimed(wanted, [token])]
+            group.settle_claims(settle_action(settle), [claim], left, reply)
+        except RingpostError as error:
+            reply(error)
 
     def _count_settled(self, results: list[tuple[int, int, Outcome]]) -> None:
         counts = self.hub.counters.settled
@@ -154,12 +171,12 @@ class Subscription:
         key = [self.number]
         size = messages = 0
         while credit.open and size < bytes_max and len(pieces) < PIECES_MAX:
-            if isinstance(source, FilteredCursor) and not look_ahead(self, source, may_skip=not pieces):
+            if isinstance(source, FilteredCursor) and not look_ahead(self, source, now_us, may_skip=not pieces):
                 break
             wanted = source.next(self._messages_max(), now_us)
             if wanted is None:
                 break
-            found = self.find(wanted)
+            found = self.find(wanted, 0 if pieces else now_us)
             if found is None:
                 break
             address, frame = found
@@ -239,8 +256,13 @@ class Subscription:
             attempt=wanted.attempt,
             lease_ms=wanted.lease_ms,
             last_reason=wanted.last_reason,
+            lease_token=self._lease_token(wanted, frame.base_offset + high),
         )
         return part, frame.base_offset + high
+
+    def _lease_token(self, wanted: Wanted, last: int) -> bytes:
+        mint = self.source.mint if isinstance(self.source, Membership) else None
+        return b"" if mint is None else mint.token(wanted.first, last, wanted.attempt)
 
     def _cut_to_bytes(self, address: int, frame: CachedFrame, low: int, high: int, bytes_max: int) -> int:
         bounds = self.hub.cutter.of(address, frame.body).bounds
@@ -249,8 +271,11 @@ class Subscription:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
-        """The frame that holds the first wanted offset; None when it must be read first."""
+    def find(self, wanted: Wanted, now_us: int) -> tuple[int, CachedFrame] | None:
+        """The frame that holds the first wanted offset; None when it must be read first, or has nothing to give out.
+
+        `now_us` 0: something is to be sent before anything may be passed over.
+        """
         assert self.channel is not None, "begun"
         index = self.channel.index
         number = index.find(wanted.first)
@@ -263,7 +288,25 @@ class Subscription:
             self._reading = True
             self.hub.spawn(self._read(self.channel, read_ahead(self.channel, number, wanted.last)))
             return None
+        if frame.ttl_ms and is_over(frame, now_us or self.hub.store.log.clock()):
+            if now_us:
+                self._pass_expired(self.channel, frame, wanted, now_us)
+            return None
         return address, frame
+
+    def _pass_expired(self, channel: Channel, frame: CachedFrame, wanted: Wanted, now_us: int) -> None:
+        """Messages whose time to live is over: a group settles them, to a cursor they are a gap."""
+        last = run_end(channel, self.hub.reading, frame, now_us)
+        counters, source = self.hub.counters, self.source
+        if isinstance(source, Membership):
+            last = min(wanted.last, last)
+            source.sent(last)
+            counters.expired += source.group.expire(wanted.first, last)
+        elif source is not None:
+            source.sent(last)
+            self.session.gap(self, (wanted.first, last))
+            counters.expired += last - wanted.first + 1
+        asyncio.get_running_loop().call_soon(self.advanced)  # other streams have their turn in between
 
     def _pass_over(self, channel: Channel, wanted: Wanted) -> None:
         """Lost messages: a group takes them as settled; to a cursor the gap is told when it comes to its turn."""

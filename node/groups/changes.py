@@ -60,6 +60,18 @@ class Lease(NamedTuple):
     attempt: int
 
 
+class Claim(NamedTuple):
+    """What a lease token says: the consumer was handed these ranges, as delivery `attempt`.
+
+    `current`: since then nothing has made the group's settled messages pending again.
+    """
+
+    consumer: int
+    attempt: int
+    ranges: list[Range]
+    current: bool
+
+
 class Failure(NamedTuple):
     """How delivery `attempt` ended, and when."""
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from ringpost.node.groups.changes import (
     Ack,
     Action,
+    Claim,
     Dying,
     Extend,
     Failure,
@@ -33,7 +34,7 @@ from ringpost.node.groups.changes import (
 from ringpost.node.groups.changes import merge_retries as merged
 from ringpost.node.groups.leases import Held, Hold, LeaseTable
 from ringpost.node.groups.policy import RetryPolicy, spread
-from ringpost.node.groups.ranges import Range, RangeSet, append_range
+from ringpost.node.groups.ranges import Range, RangeMap, RangeSet, append_range
 from ringpost.node.groups.retries import RetryTable
 from ringpost.node.groups.standing import Standing
 
@@ -208,13 +209,6 @@ class GroupCore:
         """
         return self._release(self._leases.detach(consumer))
 
-    def deliverable(self, end_offset: int, now_us: int) -> bool:
-        """Whether `take` would hand out something."""
-        if self.in_flight >= self._max_in_flight:
-            return False
-        due = self._retries.promote(now_us, self._leases.busy)
-        return due or self._not_fresh.first_gap(0) < self._fresh_end(end_offset)
-
     def share(self, consumer: int, end_offset: int, now_us: int) -> int:  # noqa: ARG002  # for those that keep order
         """The most that the consumer should take in one go, so that the others get as much."""
         waiting = self.pending(end_offset) - self.in_flight
@@ -250,7 +244,7 @@ class GroupCore:
         return min(end_offset, self._not_fresh.end)
 
     def next_event_us(self, now_us: int, expire_from_us: int = 0) -> int | None:
-        """When to call `expire` and look at `deliverable` again: the next end of a lease or of a failed one's wait.
+        """When to call `expire` and to `take` again: the next end of a lease or of a failed one's wait.
 
         In the past only while there are leases to expire. `expire_from_us`: `expire` is not called before.
         """
@@ -328,6 +322,66 @@ class GroupCore:
             if known < last:
                 request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
         return Verdict(request.results, request.change or None)
+
+    def settle_claims(
+        self, claims: Iterable[Claim], action: Action, end_offset: int, now_us: int, chance: float = 0.0
+    ) -> Verdict:
+        """Settles what lease tokens speak of, whoever brings them; claims are answered in their order.
+
+        DONE: the claimed delivery is leased, or an ack or reject of it is on its way; also, for an ack or reject, when
+        the lease has ended without a failure and nobody has the message. ALREADY: settled. EXPIRED: the delivery has
+        failed, somebody else has the message, or there is no lease to give back or extend; also where the group is
+        `scattered`. UNKNOWN: not below `end_offset`. What has no lease may be handed out until the change is applied.
+        """
+        request = _Request(0, action, now_us, self._new_ticket(), self._policy, chance)
+        nothing: RangeMap[Hold] = RangeMap()
+        for claim in claims:
+            request.consumer = claim.consumer
+            member = self._leases.members.get(claim.consumer)
+            leases = member.leases if member is not None else nothing
+            for first, last in claim.ranges:
+                known = min(last, end_offset - 1)
+                for start, end, hold in leases.pieces(first, known):
+                    if hold is not None and hold.attempt == claim.attempt:
+                        self._settle_leased(request, Held(claim.consumer, start, end, hold))
+                    else:
+                        self._settle_ended(request, claim, start, end)
+                if known < last:
+                    request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
+        return Verdict(request.results, request.change or None)
+
+    def _settle_ended(self, request: "_Request", claim: Claim, first: int, last: int) -> None:
+        """Answers for messages that are not leased as claimed."""
+        final = isinstance(request.action, Ack | Reject)
+        for start, end, settling in self._leases.settling.pieces(first, last):
+            if settling is None:
+                for low, high in self._settled.intersect(start, end):
+                    self._settle_unleased(request, claim, start, low - 1)
+                    request.answer(low, high, Outcome.ALREADY)
+                    start = high + 1
+                self._settle_unleased(request, claim, start, end)
+            elif final and settling.settles and settling.of(claim):
+                self._leases.begin_again(request.change.tickets[0], start, end, settling)
+                request.include(start, end, claim.attempt)
+                request.answer(start, end, Outcome.DONE)
+            else:
+                request.answer(start, end, Outcome.EXPIRED)
+
+    def _settle_unleased(self, request: "_Request", claim: Claim, first: int, last: int) -> None:
+        """The same for those that are neither settled nor settling."""
+        right = claim.current and isinstance(request.action, Ack | Reject) and not self.scattered
+        for low, high in self._leases.busy.gaps(first, last):
+            if first < low:
+                request.answer(first, low - 1, Outcome.EXPIRED)
+            for start, end, failed in self._retries.failed.pieces(low, high):
+                if right and claim.attempt == (failed.attempt if failed is not None else 0) + 1:
+                    request.include(start, end, claim.attempt)
+                    request.answer(start, end, Outcome.DONE)
+                else:
+                    request.answer(start, end, Outcome.EXPIRED)
+            first = high + 1
+        if first <= last:
+            request.answer(first, last, Outcome.EXPIRED)
 
     @property
     def scattered(self) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ringpost.node.groups.changes import Failure
 from ringpost.node.groups.core import GroupCore
+from ringpost.node.groups.recent import Settler
 from ringpost.node.groups.standing import Standing
 
 
@@ -26,16 +27,19 @@ class Place(IntEnum):
 
 
 class Cause(IntEnum):
-    """Numbers of `ringpost.v1.Cause`, which describes them; 3 and 5 are for kinds of settled, such as dead letters."""
+    """Numbers of `ringpost.v1.Cause`, which describes them; 3 to 5 are kinds of being done with."""
 
     NO_MESSAGE = 1
     MOVING = 2
+    DEAD_LETTER = 3
     FILTERED = 4
+    EXPIRED = 5
     SETTLED = 6
     SETTLING = 7
     LEASED = 8
     PAUSED = 9
     NO_CONSUMERS = 10
+    NOT_DUE = 11
     DELAYED = 12
     PARKED = 13
     MAX_IN_FLIGHT = 14
@@ -43,6 +47,9 @@ class Cause(IntEnum):
     KEY_UNKNOWN = 16
     OUT_OF_REACH = 17
     IN_LINE = 31
+
+
+_NOT_EXPIRED = {Cause.NO_MESSAGE, Cause.MOVING, Cause.SETTLED, Cause.SETTLING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,23 @@ class Consumer:
     has_credit: bool = True
 
 
+class Letter(NamedTuple):
+    """The dead letter of a message: its number, when it became one, after how many deliveries, why."""
+
+    number: int
+    time_us: int
+    attempts: int
+    reason: str
+    failures: tuple[Failure, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Around:
     """What the core does not know. `moving`: a seek is on its way. `failover`: only one consumer is active.
 
+    `letter`: the message's dead letter, `letters_unseen`: there are some that were not looked at. `settler`: who has
+    settled it, where that is remembered. `expired`: the message's time to live is over.
+    `next_due_us`: when the first delayed message is due; 0: none.
     `filtered`: the group's filter does not let the message through, which counts before its first delivery.
     """
 
@@ -69,7 +89,12 @@ class Around:
     moving: bool = False
     failover: bool = False
     filtered: bool = False
+    expired: bool = False
+    next_due_us: int = 0
     consumers: Sequence[Consumer] = ()
+    letter: Letter | None = None
+    letters_unseen: bool = False
+    settler: Settler | None = None
 
     @property
     def active(self) -> list[Consumer]:
@@ -86,7 +111,8 @@ class Explanation(NamedTuple):
 
     `consumer`: who has it or had it; None also when that one has left. `attempt`: the delivery that is under way or the
     last one that failed, 0 when none was. `until_us`: when the lease or the wait ends, 0 for neither. `before`: the
-    offset that goes first, with what is to be said of that one in `blocker` where it is of the same key.
+    offset that goes first, with what is to be said of that one in `blocker` where it is of the same key. `since_us`:
+    when it was settled, or became a dead letter, where that is known; `letter` is the number of that.
     """
 
     causes: tuple[Cause, ...]
@@ -97,19 +123,33 @@ class Explanation(NamedTuple):
     failures: tuple[Failure, ...] = ()
     before: int | None = None
     blocker: "Explanation | None" = None
+    since_us: int = 0
+    letter: int | None = None
 
 
 def explain(core: GroupCore, offset: int, around: Around) -> Explanation:
     """Why the message is not being delivered now, or IN_LINE when it may be."""
+    found = _why(core, offset, around)
+    if not around.expired or found.causes[0] in _NOT_EXPIRED:
+        return found
+    return found._replace(causes=(Cause.EXPIRED, *(cause for cause in found.causes if cause != Cause.IN_LINE)))
+
+
+def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
+    """The same for a message that may live for ever."""
     standing = core.standing(offset)
     if around.place not in {Place.STORED, Place.UNREADABLE}:
+        if around.place is Place.NOT_PUBLISHED and around.next_due_us:
+            return Explanation((Cause.NO_MESSAGE, Cause.NOT_DUE), until_us=around.next_due_us)
         return Explanation((Cause.NO_MESSAGE,))
     if around.moving:
         return Explanation((Cause.MOVING,))
-    if around.filtered and standing.held is None and standing.settling is None and standing.failed is None:
+    untouched = standing.held is None and standing.settling is None and standing.failed is None
+    known_why = standing.settled and (around.letter is not None or around.settler is not None)
+    if around.filtered and untouched and not known_why:
         return Explanation((Cause.FILTERED,))
-    if standing.settled:  # kinds of it, such as a dead letter, are looked for here
-        return Explanation((Cause.SETTLED,))
+    if standing.settled:
+        return _settled(around)
     failures = standing.failed.failures if standing.failed is not None else ()
     if standing.settling is not None:
         consumer, hold, acked, _ = standing.settling
@@ -119,6 +159,17 @@ def explain(core: GroupCore, offset: int, around: Around) -> Explanation:
         name, hold = around.name_of(standing.held.consumer), standing.held.hold
         return Explanation((Cause.LEASED,), name, hold.attempt, hold.deadline_us, failures=failures)
     return _held_back(core, standing, around)
+
+
+def _settled(around: Around) -> Explanation:
+    letter, settler = around.letter, around.settler
+    if letter is not None:
+        number, since_us, attempts, _, failures = letter
+        causes = (Cause.DEAD_LETTER,)
+        return Explanation(causes, attempt=attempts, failures=failures, since_us=since_us, letter=number)
+    if settler is None:
+        return Explanation((Cause.SETTLED,))
+    return Explanation((Cause.SETTLED,), settler.consumer, acked=not settler.rejected, since_us=settler.time_us)
 
 
 def _held_back(core: GroupCore, standing: Standing, around: Around) -> Explanation:
@@ -140,7 +191,7 @@ def _held_back(core: GroupCore, standing: Standing, around: Around) -> Explanati
     blocker = None
     if parked:
         assert standing.before is not None, "parked behind it"
-        blocker = explain(core, standing.before, replace(around, filtered=False))
+        blocker = _why(core, standing.before, replace(around, filtered=False))
     return Explanation(
         tuple(cause for cause, here in holds.items() if here) or (Cause.IN_LINE,),
         attempt=failed.attempt if failed is not None else 0,

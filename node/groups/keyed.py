@@ -137,10 +137,6 @@ class KeyedCore(GroupCore):
             self._forget()  # memory for nobody
         return freed
 
-    def deliverable(self, end_offset: int, now_us: int) -> bool:  # noqa: ARG002  # what is known is committed
-        self._promote(now_us)
-        return self.in_flight < self._max_in_flight and len(self.ready) > 0 and not self.stalled
-
     def share(self, consumer: int, end_offset: int, now_us: int) -> int:  # noqa: ARG002
         self._promote(now_us)
         of_all = -(-len(self.ready) // len(self._leases.members))

@@ -6,6 +6,7 @@ All of it is soft: a crash forgets it, and the messages are delivered again.
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from ringpost.node.groups.changes import Claim
 from ringpost.node.groups.ranges import Range, RangeMap, RangeSet
 
 
@@ -27,6 +28,10 @@ class Settling(NamedTuple):
     hold: Hold
     settles: bool
     tickets: tuple[int, ...]
+
+    def of(self, claim: Claim) -> bool:
+        """Whether it settles the claimed delivery."""
+        return (self.consumer, self.hold.attempt) == (claim.consumer, claim.attempt)
 
 
 class Member:

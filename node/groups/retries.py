@@ -64,15 +64,14 @@ class RetryTable:
                 heappush(self._delayed, (failed.not_before_us, start, end))
         return fresh
 
-    def promote(self, now_us: int, busy: RangeSet) -> bool:
-        """Finds what has become due; True when anything is due."""
+    def promote(self, now_us: int, busy: RangeSet) -> None:
+        """Finds what has become due."""
         while self._delayed and self._delayed[0][0] <= now_us:
             _, first, last = heappop(self._delayed)
             for start, end, failed in self.failed.items(first, last):
                 if failed.not_before_us <= now_us:
                     for gap in busy.gaps(start, end):
                         self._due.add(*gap)
-        return self._due.count > 0
 
     def hand_out(self, limit: int) -> list[Lease]:
         """Takes the lowest due messages, `limit` at most, for their next delivery."""

@@ -8,6 +8,7 @@ from ringpost.node.groups.explain import Around, Cause, Explanation, Place
 
 _OF_GROUP = {Cause.PAUSED, Cause.NO_CONSUMERS, Cause.MAX_IN_FLIGHT, Cause.NO_CREDIT}
 _PLAIN = {
+    Cause.EXPIRED: "has expired: its time to live is over, so it is settled undelivered when it would be its turn",
     Cause.MOVING: "waits for a seek of the group that is on its way to the log",
     Cause.PAUSED: "is held back because the group is paused",
     Cause.NO_CONSUMERS: "waits for a consumer, of which the group has none",
@@ -18,7 +19,8 @@ _PLAIN = {
 def sentence(core: GroupCore, offset: int, around: Around, found: Explanation) -> str:
     """What `explain` found, with everything that holds."""
     told = ", and ".join(_clause(cause, _Case(core, offset, around, found)) for cause in found.causes)
-    if around.failover and around.active and found.causes[0] not in {Cause.NO_MESSAGE, Cause.FILTERED, Cause.SETTLED}:
+    done_with = {Cause.NO_MESSAGE, Cause.DEAD_LETTER, Cause.FILTERED, Cause.SETTLED}
+    if around.failover and around.active and found.causes[0] not in done_with:
         told += f"; the active consumer is {_named(around.active[0].name)}"
     return f"It {told}."
 
@@ -59,17 +61,15 @@ def _clause(cause: Cause, case: _Case) -> str:
     match cause:
         case Cause.NO_MESSAGE:
             return _no_message(around.place)
-        case Cause.FILTERED:
-            return _filtered(case)
-        case Cause.SETTLED:
-            return _settled(case)
+        case Cause.DEAD_LETTER | Cause.FILTERED | Cause.SETTLED:
+            return {Cause.DEAD_LETTER: _dead_letter, Cause.FILTERED: _filtered, Cause.SETTLED: _settled}[cause](case)
         case Cause.SETTLING:
             what = "was acked or rejected" if found.acked else "has failed"
             return f"{what} in delivery {found.attempt} to {_named(found.consumer)}; that is on its way to the log"
         case Cause.LEASED:
             return _leased(case)
-        case Cause.DELAYED:
-            return f"waits until {_clock(found.until_us)} because delivery {found.attempt} failed{case.why}"
+        case Cause.NOT_DUE | Cause.DELAYED:
+            return _until(cause, case)
         case Cause.PARKED:
             return _parked(case)
         case Cause.MAX_IN_FLIGHT:
@@ -85,6 +85,13 @@ def _clause(cause: Cause, case: _Case) -> str:
             return _PLAIN[cause]
 
 
+def _until(cause: Cause, case: _Case) -> str:
+    time = show_clock(case.found.until_us)
+    if cause is Cause.NOT_DUE:
+        return f"may become one of the channel's delayed messages, the first of which is due at {time}"
+    return f"waits until {time} because delivery {case.found.attempt} failed{case.why}"
+
+
 def _no_message(place: Place) -> str:
     match place:
         case Place.REMOVED:
@@ -97,6 +104,14 @@ def _no_message(place: Place) -> str:
             return "is not published yet"
 
 
+def _dead_letter(case: _Case) -> str:
+    letter = case.around.letter
+    assert letter is not None, "it is one"
+    how = f"given up after delivery {letter.attempts}" if letter.attempts else "rejected by somebody without its lease"
+    reason = f" ({letter.reason})" if letter.reason else ""
+    return f"is dead letter {letter.number} since {show_clock(letter.time_us)}: {how}{reason}; a redrive brings it back"
+
+
 def _filtered(case: _Case) -> str:
     why = "is filtered out: the group's filter does not let it through"
     if case.core.standing(case.offset).settled:
@@ -105,6 +120,16 @@ def _filtered(case: _Case) -> str:
 
 
 def _settled(case: _Case) -> str:
+    settler, unseen = case.around.settler, ""
+    if settler is not None:
+        by = "somebody without a stream" if settler.consumer is None else _named(settler.consumer)
+        return f"is settled: {'rejected' if settler.rejected else 'acked'} by {by} at {show_clock(settler.time_us)}"
+    if case.around.letters_unseen:
+        unseen = "; there are dead letters that were not looked at, and it may be one of them"
+    return _settled_somehow(case) + unseen
+
+
+def _settled_somehow(case: _Case) -> str:
     below, rejected = case.core.settled_below, case.core.rejected
     how = f"acked, or rejected or given up as {rejected:,} were" if rejected else "acked"
     if case.offset >= below:
@@ -116,7 +141,7 @@ def _settled(case: _Case) -> str:
 def _leased(case: _Case) -> str:
     found = case.found
     before = f"; delivery {found.failures[-1].attempt} failed{case.why}" if found.failures else ""
-    whose, until = f"leased to {_named(found.consumer)} (delivery {found.attempt}{before})", _clock(found.until_us)
+    whose, until = f"leased to {_named(found.consumer)} (delivery {found.attempt}{before})", show_clock(found.until_us)
     if found.until_us <= case.around.now_us:
         return f"was {whose} until {until}; the lease has ended and is being taken back"
     return f"is {whose} until {until}"
@@ -161,6 +186,6 @@ def _named(consumer: str | None) -> str:
     return consumer or "a consumer without a name"
 
 
-def _clock(time_us: int) -> str:
+def show_clock(time_us: int) -> str:
     """A time for people, UTC."""
     return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

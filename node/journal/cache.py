@@ -21,6 +21,7 @@ class CachedFrame(NamedTuple):
     body: bytes
     producer: int
     base_sequence: int
+    ttl_ms: int = 0
 
 
 class TailCache:

@@ -4,11 +4,12 @@
 frame  := header (112 bytes) body trailer (one byte 0xA5)          all little endian
 header := magic "RPF1" | version u8 | type u8 | flags u16 | body length u32 | body crc32c u32 | shard u32 | replica u32
           | epoch u64 | position u64 | committed u64 | time i64 (µs) | channel u64 | base offset u64 | count u32
-          | producer u64 | producer epoch u32 | base sequence u64 | previous crc u32 | reserved u64
+          | producer u64 | producer epoch u32 | base sequence u64 | previous crc u32 | ttl u64 (ms)
           | header crc32c u32 (of everything before it)
 ```
 The header has its own checksum, so a damaged body costs one frame and the next one is still found. *previous crc* is
-the header crc of the shard's frame before. The trailer is never zero: a frame whose last byte is zero is not all there.
+the header crc of the shard's frame before. *ttl*: for so long after its time a batch is given out, 0 for ever. The
+trailer is never zero: a frame whose last byte is zero is not all there.
 """
 
 import struct
@@ -30,7 +31,7 @@ _TRAILER_BYTE = TRAILER[0]
 _MAGIC_NUMBER = int.from_bytes(MAGIC, "little")
 _FIELDS = struct.Struct("<IBBHIIIIQQQqQQIQIQIQ")
 _CRC = struct.Struct("<I")
-_ALL_FIELDS = struct.Struct("<4xBBHIIIIQQQqQQIQIQI8xI")
+_ALL_FIELDS = struct.Struct("<4xBBHIIIIQQQqQQIQIQIQI")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -53,6 +54,12 @@ class FrameType(IntEnum):
     REPLICA = 7  # local: about this directory's copy
     TRUNCATE = 8  # local: the shard's log ends at the frame's position, what follows it in the journal so far is void
     REPEAT = 9  # a batch was found stored at the base offset by its message ids: its producer's numbers count
+    SCHEDULE = 10  # a batch that is not due yet; the base offset is when it is, in µs, the position its entry's number
+    RELEASE = 11  # DATA of a scheduled batch: the base sequence is its entry's number, which is done; no producer
+
+
+DATA_TYPES = frozenset((FrameType.DATA, FrameType.RELEASE))
+"""Frames that give messages their offsets."""
 
 
 class FrameDamaged(Exception):  # noqa: N818
@@ -79,6 +86,7 @@ class Header(NamedTuple):
     producer_epoch: int
     base_sequence: int
     previous_crc: int
+    ttl_ms: int
     header_crc: int
 
 
@@ -100,6 +108,7 @@ def encode_header(
     producer_epoch: int,
     base_sequence: int,
     previous_crc: int,
+    ttl_ms: int = 0,
 ) -> bytes:
     """112 bytes. Raises `struct.error` for a value outside its field."""
     fields = _FIELDS.pack(
@@ -122,7 +131,7 @@ def encode_header(
         producer_epoch,
         base_sequence,
         previous_crc,
-        0,
+        ttl_ms,
     )
     return fields + _CRC.pack(crc32c(fields))
 

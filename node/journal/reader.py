@@ -10,11 +10,13 @@ from functools import partial
 from typing import NamedTuple
 
 from ringpost.node.journal.cache import CachedFrame
-from ringpost.node.journal.frame import FRAME_OVERHEAD, Buffer, FrameDamaged, FrameType, decode_frame
+from ringpost.node.journal.frame import DATA_TYPES, FRAME_OVERHEAD, Buffer, FrameDamaged, FrameType, decode_frame
 from ringpost.node.journal.segment import offset_of, segment_of
 
 JournalRead = Callable[[int, int], bytes]
 """(address, size) -> the bytes there, of one segment; fewer only at its end. Blocks; any thread; may raise OSError."""
+
+_BATCHES = DATA_TYPES | {FrameType.SCHEDULE}
 
 # Frames of many channels lie between each other: reading over some is cheaper than a read for each of ours.
 _SPAN_FACTOR_MAX = 4
@@ -67,7 +69,7 @@ def plan_reads(rows: Sequence[tuple[int, int]], max_bytes: int = 262_144) -> lis
 def read_frames(
     journal_read: JournalRead, rows: Sequence[tuple[int, int]], *, owner: tuple[int, int] | None = None
 ) -> list[CachedFrame]:
-    """The DATA frames of the rows (address, length), in their order, every byte of them verified. Blocks.
+    """The frames with batches at the rows (address, length), in their order, every byte of them verified. Blocks.
 
     With `owner` (shard, channel) each frame must also name it: that finds reads and rows gone astray.
     Raises FrameDamagedAt, or OSError when the disk cannot read.
@@ -100,7 +102,7 @@ def _frame(data: Buffer, at: int, address: int, length: int, owner: tuple[int, i
         header, body = decode_frame(data, at)
     except FrameDamaged as error:
         raise FrameDamagedAt(address, error) from error
-    if header.type != FrameType.DATA or len(body) + FRAME_OVERHEAD != length:
+    if header.type not in _BATCHES or len(body) + FRAME_OVERHEAD != length:
         raise FrameDamagedAt(address, f"type {header.type} of {len(body) + FRAME_OVERHEAD} bytes, not DATA of {length}")
     if owner is not None and owner != (header.shard, header.channel):
         raise FrameDamagedAt(address, f"it belongs to channel {header.channel} of shard {header.shard}, not {owner}")
@@ -111,7 +113,8 @@ def _frame(data: Buffer, at: int, address: int, length: int, owner: tuple[int, i
         header.body_crc,
         body,
         header.producer,
-        header.base_sequence,
+        header.base_sequence if header.producer else 0,
+        header.ttl_ms,
     )
 
 

@@ -119,7 +119,10 @@ class Replicator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine that handles its own errors."""
+        """Runs a coroutine that handles its own errors; not once this is closed, which ends all of them."""
+        if self._closed:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -33,7 +33,10 @@ REPEATABLE = frozenset(
 )
 # Those whose answers tell how far something is. A leader that was frozen, or cut off, and does not know yet that there
 # is another one, would tell less than its clients have seen.
-NEWEST = frozenset({"GetChannel", "GetGroup", "GetMessages", "ExplainMessage", "ListDeadLetters", "GetDeadLetter"})
+# The same with leases, which only who leads now can know.
+NEWEST = frozenset(
+    {"GetChannel", "GetGroup", "Settle", "GetMessages", "ExplainMessage", "ListDeadLetters", "GetDeadLetter"}
+)
 _NEVER_SENT = "failed to connect"  # how gRPC begins to tell of a connection that was not made
 
 Context = grpc.aio.ServicerContext[Any, Any]

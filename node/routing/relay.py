@@ -9,6 +9,7 @@ from ringpost.node.delivery.session import Session
 from ringpost.node.errors import NotLeader
 from ringpost.node.routing.peers import Peers
 from ringpost.node.routing.relayed import Placer, Relayed
+from ringpost.node.routing.relayed_member import RelayedMember
 from ringpost.node.routing.router import Here, NotNow, Router, There
 from ringpost.node.routing.subscribe_link import LinkOwner, SubscribeLink
 from ringpost.v1.subscribe_pb2 import OpenSubscription
@@ -50,8 +51,10 @@ class SubscriptionRelay(Relay, Placer, LinkOwner):
         return self._router.refusal(self._router.shard(channel))
 
     def make(self, session: Session, command: OpenSubscription, credit: CreditWindow, *, told: bool) -> Relayed:
-        relayed = Relayed(self, session, command, credit, told=told)
-        self._relayed.add(relayed)
+        kind = RelayedMember if command.pattern else Relayed
+        relayed = kind(self, session, command, credit, told=told)
+        if not command.pattern:  # which holds no window of its own
+            self._relayed.add(relayed)
         return relayed
 
     @property

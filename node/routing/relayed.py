@@ -111,6 +111,12 @@ class Relayed(RelayedFlow):
             self.queued = True
             self.session.ready(self)
 
+    def wants(self) -> None:
+        """The leader asks for credit: nothing of ours, which have their own from the beginning."""
+
+    def gave_back(self) -> None:
+        """The leader has no use for credit that was lent: likewise."""
+
     # -- deliveries -------------------------------------------------------------------------------------------------
 
     def put(self, message: bytes, messages: int, size: int, spans: list[Range]) -> None:
@@ -159,7 +165,8 @@ class Relayed(RelayedFlow):
         if settle.cumulative:
             for first, last in self._handed.intersect(0, named.end - 1):
                 forwarded.ranges.append(OffsetRange(first=first, last=last))
-        keeps = settle.WhichOneof("action") == "extend"
+        # By a token it may speak of another delivery than the one that was handed to this client.
+        keeps = settle.WhichOneof("action") == "extend" or bool(settle.lease_token)
 
         def answered(settled: Settled | RingpostError) -> None:
             reply(settled if isinstance(settled, RingpostError) else self._results(settled, named, keeps))

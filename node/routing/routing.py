@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from ringpost.cluster.view import View
 from ringpost.node.delivery.hub import Hub
 from ringpost.node.routing.calls import Calls, Merge, PeerCalls
+from ringpost.node.routing.feeds import ChannelFeeds
 from ringpost.node.routing.lanes import Accept, ForwardLimits, Lanes
 from ringpost.node.routing.peers import Peers
 from ringpost.node.routing.relay import SubscriptionRelay
@@ -34,6 +35,7 @@ class Routing:
         self.peers = Peers(send_bytes_max=send_bytes_max, dialer=dialer)
         self.lanes = Lanes(self.router, self.peers, limits, accept=accept, made_room=made_room)
         self.relay = SubscriptionRelay(self.router, self.peers, hub, patience_ms=limits.patience_ms)
+        self.feeds = hub.catalog.feeds = ChannelFeeds(node, view, self.peers, hub.catalog)
         self.calls = Calls(self.router, self.peers, merges, patience_ms=limits.patience_ms)
         self.peer_calls = PeerCalls(self.router)
         self._store = store
@@ -45,9 +47,12 @@ class Routing:
         self._store.lead(view, self.router.node)
         self._hub.changed()
         self.leaders_changed()
+        self.feeds.look()
 
     def leaders_changed(self) -> None:
         """This node serves, or no longer serves, a shard, in this or an earlier view."""
+        for watch in tuple(self._store.name_watches):
+            watch.look()
         self.relay.changed()
         self.lanes.changed()
         self.calls.changed()
@@ -56,4 +61,5 @@ class Routing:
         """Ends the connections to the other nodes."""
         await self.lanes.close()
         await self.relay.close()
+        await self.feeds.close()
         await self.peers.close()

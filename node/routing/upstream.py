@@ -63,8 +63,9 @@ class Upstream:
 
     @property
     def grouped(self) -> bool:
-        """Whether it is a member of a group, and so never shared."""
-        return bool(self.subscribers and self.subscribers[0].group)
+        """Whether it is a member of a group, or borrows its credit, and so is never shared."""
+        command = self.subscribers[0].command if self.subscribers else None
+        return command is not None and bool(command.group or command.pattern)
 
     def opening(self, subscriber: "Relayed") -> OpenSubscription:
         """The command that begins it for its first subscriber."""
@@ -107,6 +108,14 @@ class Upstream:
 
     def deliver(self, deliver: Deliver, encoded: memoryview) -> None:
         """A delivery, parsed for its numbers and as it stands behind the subscription's id."""
+        if not deliver.batches:
+            for subscriber in tuple(self.subscribers):
+                subscriber.wants()
+            return
+        if not deliver.batches[0].count:
+            for subscriber in tuple(self.subscribers):
+                subscriber.gave_back()
+            return
         messages = size = 0
         spans = []
         for batch in deliver.batches:
@@ -129,6 +138,10 @@ class Upstream:
             subscriber.put(made[number], messages, size, spans)
         for subscriber in leaving:
             self._split(subscriber, before)
+
+    def void_rest(self) -> None:
+        """What the leader has not used of the credit is void, there as here."""
+        self.granted = self.received_messages, self.received_bytes
 
     def begin(self, opened: Opened) -> bool:
         """The leader has begun; False when a gap is to come first."""

@@ -37,6 +37,7 @@ class Channels(ChannelServiceServicer):
     def info(self, channel: Channel) -> api.ChannelInfo:
         """A channel as the API shows it."""
         state = channel.peek()
+        schedule = channel.shard.schedules.get(channel.number)
         return api.ChannelInfo(
             name=channel.name,
             config=state.limits.message(),
@@ -50,6 +51,8 @@ class Channels(ChannelServiceServicer):
             owner=self._node,
             epoch=channel.shard.epoch,
             damaged=bool(channel.shard.quarantined),
+            scheduled=0 if schedule is None else schedule.table.messages,
+            next_scheduled_time_us=0 if schedule is None else schedule.table.next_due_us or 0,
         )
 
     @translated

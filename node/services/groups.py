@@ -11,18 +11,17 @@ from ringpost.cluster.names import group_problem
 from ringpost.node.access.caller import Caller
 from ringpost.node.access.grants import Verb
 from ringpost.node.access.guard import current
-from ringpost.node.delivery.commands import check_ranges, check_reason
 from ringpost.node.delivery.opening import find_or_add, resolve, resolve_start
-from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied, RingpostError
+from ringpost.node.errors import AlreadyExists, InvalidRequest, PermissionDenied, Precondition
 from ringpost.node.filters.filter import checked
-from ringpost.node.groups.changes import Ack, Reject
 from ringpost.node.services.channels import TURN_CHANNELS, decode_token, encode_token, page_size
+from ringpost.node.services.group_info import check_consumers, info, slowest_of
 from ringpost.node.services.retry_checks import check_retry
-from ringpost.node.shard.boxes import box_of
-from ringpost.node.shard.boxes import count as count_letters
+from ringpost.node.services.settling import check_settlement, settled
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.configure import pause_group, set_group
-from ringpost.node.shard.group import Group, Results
+from ringpost.node.shard.consumers import claimed_cursor, find_cursor, is_broadcast, is_cursor
+from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group, delete_group, seek_group
 from ringpost.node.shard.group_settings import (
     ACK_DEADLINE_MS_MAX,
@@ -32,15 +31,14 @@ from ringpost.node.shard.group_settings import (
     MAX_IN_FLIGHT_MAX,
     GroupSettings,
 )
-from ringpost.node.shard.lag import age_us, known_age_us, lag_bytes
+from ringpost.node.shard.lag import age_us, known_age_us
 from ringpost.node.shard.modes import modes_allowed
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
 from ringpost.node.status import translated
 from ringpost.v1 import group_pb2 as api
-from ringpost.v1.common_pb2 import GroupMode, OffsetRange
+from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2_grpc import GroupServiceServicer
-from ringpost.v1.subscribe_pb2 import Outcome, SettledRange
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -85,7 +83,8 @@ class Groups(GroupServiceServicer):
         groups: list[Group] = []
         async for row in self._channels(request.channel, channel):
             known = row.groups or {}
-            groups += [known[n] for n in sorted(known) if row.name != channel or n > name]
+            names = (n for n in sorted(known) if row.name != channel or n > name)
+            groups += [known[n] for n in names if not is_cursor(known[n])]
             if len(groups) >= size:
                 break
         page = groups[:size]
@@ -96,17 +95,19 @@ class Groups(GroupServiceServicer):
         reads, now = 0, self._store.log.clock()
         shown = []
         for number, group in enumerate(groups, 1):
-            age = known_age_us(group, self._reading, now)
+            slowest = slowest_of(group)
+            age = known_age_us(slowest, self._reading, now)
             if age is None and reads < _LIST_READS_MAX:
                 reads += 1
-                age = await age_us(group, self._reading, now)
+                age = await age_us(slowest, self._reading, now)
             shown.append(info(group, age))
             if number % _TURN_GROUPS == 0:
                 await asyncio.sleep(0)
         return shown
 
     async def _shown(self, group: Group) -> api.GroupInfo:
-        return info(group, await age_us(group, self._reading, self._store.log.clock()))
+        age = await age_us(slowest_of(group), self._reading, self._store.log.clock())
+        return info(group, age, consumers=True)
 
     async def _channels(self, only: str, start: str) -> AsyncIterator[Channel]:
         """The channels with groups that the caller may consume: one, or all from `start` on, by name."""
@@ -128,16 +129,17 @@ class Groups(GroupServiceServicer):
         group = self._find(request.channel, request.name)
         if request.to.WhichOneof("at") is None:
             raise InvalidRequest.of("to", "is not set; allowed are earliest, latest, offset, time_us")
+        moved = find_cursor(group, request.consumer, "consumer") if request.consumer else group
         offset = await resolve_start(self._reading, group.channel, request.to, 0, "to")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        seek_group(group, max(offset, group.channel.first_offset), lambda error: resolve(done, error))
+        seek_group(moved, max(offset, group.channel.first_offset), lambda error: resolve(done, error))
         await done
         return api.SeekGroupResponse(group=await self._shown(group))
 
     @translated
     async def SetGroup(self, request: api.SetGroupRequest, context: Context) -> api.SetGroupResponse:
         group = self._find(request.channel, request.name)
-        check_config(request.config)
+        check_config(request.config, group.settings.mode)
         if request.config.mode not in (0, group.settings.message().mode):
             raise InvalidRequest.of("config.mode", "is fixed when the group is made; make another group")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -170,29 +172,26 @@ class Groups(GroupServiceServicer):
 
     @translated
     async def Settle(self, request: api.SettleMessagesRequest, context: Context) -> api.SettleMessagesResponse:
-        check_ranges(request.ranges, "ranges")
-        action = request.WhichOneof("action")
-        if action is None:
-            raise InvalidRequest.of("action", "is not set; allowed are ack, reject")
-        check_reason(request.reject.reason, "reject.reason")
+        tokens = check_settlement(request)
         group = self._find(request.channel, request.group, "group")
-        done: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
+        if tokens and not request.consumer:
+            group = claimed_cursor(group, tokens[0])
+        else:
+            group = find_cursor(group, request.consumer, "consumer")
+        return await settled(group, request, tokens)
 
-        def reply(outcome: Results | RingpostError) -> None:
-            if done.done():
-                return
-            if isinstance(outcome, RingpostError):
-                done.set_exception(outcome)
-            else:
-                done.set_result(outcome)
-
-        ranges = [(pair.first, pair.last) for pair in request.ranges]
-        group.settle_any(Ack() if action == "ack" else Reject(request.reject.reason), ranges, reply)
-        results = [
-            SettledRange(range=OffsetRange(first=first, last=last), outcome=Outcome.ValueType(outcome))
-            for first, last, outcome in await done
-        ]
-        return api.SettleMessagesResponse(results=results)
+    @translated
+    async def DeleteConsumer(self, request: api.DeleteConsumerRequest, context: Context) -> api.DeleteConsumerResponse:
+        group = self._find(request.channel, request.group, "group")
+        if not is_broadcast(group):
+            mode = GroupMode.Name(group.settings.mode)
+            message = f"group {group.name!r} has mode {mode}; only a broadcast group's consumers can be deleted"
+            raise Precondition(message, reason="GROUP_MODE", metadata={"mode": mode})
+        cursor = find_cursor(group, request.consumer, "consumer")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        delete_group(cursor, lambda error: resolve(done, error))
+        await done
+        return api.DeleteConsumerResponse()
 
     def _find(self, channel: str, name: str, field: str = "name") -> Group:
         found = self._store.find(channel)
@@ -214,8 +213,8 @@ def check_name(name: str, field: str = "name") -> None:
         raise InvalidRequest.of(field, problem)
 
 
-def check_config(config: api.GroupConfig) -> None:
-    """Raises InvalidRequest naming the field."""
+def check_config(config: api.GroupConfig, mode: int = 0) -> None:
+    """Raises InvalidRequest naming the field. `mode`: of a group that there is."""
     if config.mode not in GroupMode.values():
         raise InvalidRequest.of("config.mode", f"is {config.mode}, allowed are {modes_allowed()}")
     if config.HasField("ack_deadline_ms") and not ACK_DEADLINE_MS_MIN <= config.ack_deadline_ms <= ACK_DEADLINE_MS_MAX:
@@ -229,6 +228,7 @@ def check_config(config: api.GroupConfig) -> None:
         )
     checked(config.filter, "config.filter")
     check_retry(config)
+    check_consumers(config, mode or config.mode)
 
 
 def check_dead_letter_room(config: api.GroupConfig, caller: Caller, channel: str) -> None:
@@ -247,33 +247,3 @@ def check_dead_letter_room(config: api.GroupConfig, caller: Caller, channel: str
             what = "0, without bound" if not value else f"{value}, above the default"
             message = f"config.{field}: is {what}; that needs manage, and 1 to {default} do not ({denial.message})"
             raise PermissionDenied(message, metadata=denial.metadata)
-
-
-def info(group: Group, age_us: int | None = None) -> api.GroupInfo:
-    """A group as the API shows it; `age_us` of its oldest unsettled message, None when that is not known."""
-    core, end, box = group.core, group.channel.end_offset, box_of(group)
-    return api.GroupInfo(
-        channel=group.channel.name,
-        name=group.name,
-        config=group.settings.message(),
-        settled_below=core.settled_below,
-        end_offset=end,
-        pending=core.pending(end),
-        in_flight=core.in_flight,
-        to_redeliver=core.to_redeliver,
-        rejected=core.rejected,
-        filtered=core.filtered,
-        members=[
-            api.GroupMember(
-                consumer=member.consumer, in_flight=core.in_flight_of(number), active=group.is_active(number)
-            )
-            for number, member in group.members.items()
-        ],
-        created_time_us=group.created_time_us,
-        dead_letters=count_letters(group),
-        dead_letter_bytes=box.stored_bytes if box is not None else 0,
-        next_dead_letter=box.end_offset if box is not None else 0,
-        paused=group.paused,
-        lag_bytes=lag_bytes(group),
-        lag_ms=None if age_us is None else age_us // 1000,
-    )

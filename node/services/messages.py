@@ -8,6 +8,7 @@ from ringpost.node.errors import InvalidRequest, OutOfRange
 from ringpost.node.services.explain import explained
 from ringpost.node.services.groups import check_name
 from ringpost.node.shard.channel import Channel
+from ringpost.node.shard.consumers import SEPARATOR
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
 from ringpost.node.status import translated
@@ -55,7 +56,9 @@ class Messages(MessageServiceServicer):
     async def ExplainMessage(self, request: api.ExplainMessageRequest, context: Context) -> api.ExplainMessageResponse:
         self._store.find(request.channel)
         if request.group:
-            check_name(request.group, "group")
+            name, slash, consumer = request.group.partition(SEPARATOR)
+            for part in (name, consumer) if slash else (name,):
+                check_name(part, "group")
         return await explained(self._store, self._reading, request.channel, request.offset, request.group)
 
     async def _read(self, channel: Channel, offset: int, wanted: int, response: api.GetMessagesResponse) -> None:

@@ -18,6 +18,7 @@ from ringpost.node.errors import Exhausted, InvalidRequest, Precondition, Ringpo
 from ringpost.node.routing.lane import Answer, Lane, Reply
 from ringpost.node.routing.lanes import Lanes
 from ringpost.node.services.publish_session import ForwardedSession, PublishLimits, PublishSession
+from ringpost.node.services.publish_time import check_delivery, check_ttl
 from ringpost.node.services.refusals import ABOUT_THE_LOG, SureRefusals
 from ringpost.node.services.stream import RawContext, StreamGate, serve
 from ringpost.node.shard import batch as batches
@@ -269,6 +270,11 @@ class Publisher:
         if known is None and expected:
             store.check_addable(name)
             check_expected(expected, 0)
+        due, delay_us, ttl_ms = request.deliver_time_us, request.delay_ms * 1000, request.ttl_ms
+        if ttl_ms:
+            check_ttl(ttl_ms)
+        if (due or delay_us) and check_delivery(request, store.log.clock()):
+            store.check_schedules()
         channel = store.find_or_add(name)
         publish = Publish(
             batch,
@@ -279,6 +285,9 @@ class Publisher:
             request.producer_epoch,
             request.first_sequence,
             expected,
+            due,
+            delay_us,
+            ttl_ms,
         )
         appended = self._append(channel, publish, request, reply)
         counters = self.counters
@@ -301,7 +310,7 @@ class Publisher:
         except Exception as error:
             span.end(error)
             raise
-        if appended:
+        if appended and not (publish.due_us or publish.delay_us):
             shard = channel.shard
             self.tracing.stored(span, channel.name, offset, publish.count, shard.number, shard.position)
         return appended
@@ -320,6 +329,7 @@ class Publisher:
             append_time_us=stored.time_us,
             owner=self.node,
             epoch=stored.epoch,
+            scheduled_time_us=stored.scheduled_us,
         )
 
     def check_access(self) -> None:

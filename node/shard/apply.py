@@ -6,15 +6,17 @@ The leader's own frames bring their effects with them (`node.shard.shard`); here
 from typing import Protocol
 
 from ringpost.internal.v1.record_pb2 import ChannelRecord, GroupRecord, SettleRecord, TrimRecord
-from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, Header
+from ringpost.node.journal.frame import DATA_TYPES, FRAME_OVERHEAD, FrameType, Header
 from ringpost.node.shard.boxes import add_box, bury_frame, change_letters
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.channel_state import ChannelState, limits_of
-from ringpost.node.shard.configure import apply_settings
+from ringpost.node.shard.configure import apply_pause, apply_settings
+from ringpost.node.shard.consumers import cursors_of, group_of, is_cursor
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import apply_seek, new_core
 from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.producers import ProducerTable
+from ringpost.node.shard.scheduling import SCHEDULED, apply_release, apply_schedule
 from ringpost.node.shard.settle_codec import decode_settle
 from ringpost.node.shard.shard import Shard, apply_delete, apply_trim
 
@@ -48,7 +50,7 @@ class NoCatalog:
 def apply_frame(shard: Shard, header: Header, address: int, body: bytes | memoryview, catalog: Catalog) -> str | None:
     """Applies a frame whose place in the chain was checked; what is wrong with it, or None."""
     kind = header.type
-    if kind == FrameType.DATA:
+    if kind in DATA_TYPES:
         return _apply_data(shard, header, address, body)
     if kind == FrameType.EPOCH_START:
         return None
@@ -63,6 +65,10 @@ def apply_frame(shard: Shard, header: Header, address: int, body: bytes | memory
         apply_trim(channel, first)
     elif kind == FrameType.REPEAT:
         _apply_numbers(channel, header)
+    elif kind == FrameType.SCHEDULE:
+        apply_schedule(channel, header, address, body)
+        if header.producer:
+            _apply_numbers(channel, header, SCHEDULED + header.base_offset)
     elif kind == FrameType.GROUP:
         _apply_group(channel, header, GroupRecord.FromString(bytes(body)))
     elif kind == FrameType.SETTLE:
@@ -86,7 +92,9 @@ def _apply_data(shard: Shard, header: Header, address: int, body: bytes | memory
     channel.stored_bytes += length
     channel.next_offset = channel.end_offset = header.base_offset + header.count
     shard.log.ledger.add(address, length)
-    if channel.limits.dedup_window_ms:
+    if header.type == FrameType.RELEASE:
+        apply_release(channel, header.base_sequence)
+    elif channel.limits.dedup_window_ms:
         channel.apply_ids(header.time_us, header.base_offset, bytes(body))
     if channel.box_of:
         bury_frame(channel, header.base_offset, body)
@@ -95,8 +103,8 @@ def _apply_data(shard: Shard, header: Header, address: int, body: bytes | memory
     return None
 
 
-def _apply_numbers(channel: Channel, header: Header) -> None:
-    """A producer's batch is stored at the base offset, now or before."""
+def _apply_numbers(channel: Channel, header: Header, offset: int | None = None) -> None:
+    """A producer's batch is stored at the base offset, now or before, or at what stands in place of it."""
     if channel.producers is None:
         channel.producers = ProducerTable()
     channel.producers.stored(
@@ -104,7 +112,7 @@ def _apply_numbers(channel: Channel, header: Header) -> None:
         header.producer_epoch,
         header.base_sequence,
         header.count,
-        header.base_offset,
+        header.base_offset if offset is None else offset,
         header.time_us,
     )
 
@@ -136,6 +144,8 @@ def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
     group = (channel.groups or {}).get(record.name)
     change = record.WhichOneof("change")
     if change == "deleted":
+        for cursor in cursors_of(group) if group is not None else ():
+            channel.drop_group(cursor.name)
         channel.drop_group(record.name)
         box = channel.shard.boxes.get((channel.number, record.name))
         if box is not None:
@@ -143,13 +153,15 @@ def _apply_group(channel: Channel, header: Header, record: GroupRecord) -> None:
     elif change == "create_at" and group is None:
         settings = GroupSettings.of(record.config)
         core = new_core(settings, max(record.create_at, channel.first_offset))
-        channel.add_group(Group(channel, record.name, settings, core, header.time_us, header.position))
+        made = Group(channel, record.name, settings, core, header.time_us, header.position)
+        made.paused = is_cursor(made) and (whole := group_of(made)) is not None and whole.paused
+        channel.add_group(made)
     elif change == "seek_to" and group is not None:
-        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to)
+        apply_seek(group, channel.shard.boxes.get((channel.number, record.name)), record.seek_to, header.position)
     elif change == "configured" and group is not None:
         group.next_settings = GroupSettings.of(record.config)
         apply_settings(group, group.next_settings)
     elif change == "letters" and group is not None:
-        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters)
+        change_letters(group, channel.shard.boxes.get((channel.number, record.name)), record.letters, header.position)
     elif change == "paused" and group is not None:
-        group.paused = record.paused
+        apply_pause(group, record.paused)

@@ -102,10 +102,10 @@ def bury_frame(box: Channel, first_number: int, body: bytes | memoryview) -> Non
         bury(group, first_number, [letter.offset for letter in DeadLetterFrame.FromString(bytes(body)).letters])
 
 
-def change_letters(group: Group, box: Channel | None, change: LetterChange) -> Changed:
+def change_letters(group: Group, box: Channel | None, change: LetterChange, position: int) -> Changed:
     """A committed change: what it names leaves the box, as far as it is there; also a box that is about to go.
 
-    A letter that is void (see `Voids`) brings nothing back.
+    `position` is that of its frame. A letter that is void (see `Voids`) brings nothing back.
     """
     if box is None:
         return Changed(0, 0)
@@ -113,6 +113,9 @@ def change_letters(group: Group, box: Channel | None, change: LetterChange) -> C
     if box.first_offset:
         gone.remove(0, box.first_offset - 1)
     flat = change.redriven
+    if flat:
+        group.era = position
+        group.recent.forget()
     for number, offset in zip(flat[::2], flat[1::2], strict=True):
         inside = box.first_offset <= number < box.end_offset and not gone.contains(number)
         if inside and offset >= group.channel.first_offset:

@@ -1,5 +1,6 @@
 """A channel's row in its shard: what it is called, what it keeps, where its frames are."""
 
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -172,6 +173,8 @@ class Channel:
             state.seen.let_go(1 << 63, state.end_offset)
             if not state.seen:
                 state.seen = None
+        if not limits.dedup_window_ms and self.number in self.shard.schedules:
+            self.shard.schedules[self.number].forget_ids()
 
     def add_group(self, group: "Group") -> None:
         """The group belongs to the channel from now on."""
@@ -196,6 +199,14 @@ class Channel:
             return self.index.row(self.index.find(row.base)) == row
         except LookupError:
             return False
+
+    def move_row(self, row: Row, address: int) -> bool:
+        """The frame of a row was copied; False when it is not kept any more."""
+        return not self.removed and self.index.move(row.base, address)
+
+    def rows_in_segment(self, segment: int) -> Iterator[list[Row]]:
+        """The rows whose frames lie in a segment; a packed channel stays packed."""
+        return self.peek_index().rows_in_segment(segment)
 
     def lost_at(self, offset: int) -> tuple[int, int] | None:
         """The committed offsets first..last from `offset` on whose messages are lost; None when it is not."""

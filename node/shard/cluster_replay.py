@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ringpost.internal.v1.record_pb2 import ChannelTrim, ReplicaRecord, ShardSnapshot
 from ringpost.node.journal.frame import (
+    DATA_TYPES,
     FLAG_LOCAL,
     FLAG_RESTORED,
     FLAG_REWRITTEN,
@@ -21,6 +22,7 @@ from ringpost.node.replication.epochs import EpochCache
 from ringpost.node.shard.positions import Positions
 from ringpost.node.shard.replay import Damaged, Replay, load_channels
 from ringpost.node.shard.replicated import ReplicatedLog
+from ringpost.node.shard.scheduling import clear_schedules, restore_entry
 from ringpost.node.shard.shard import Shard, apply_trim
 from ringpost.node.shard.store import Store
 
@@ -40,7 +42,11 @@ class Restoring:
     def add(self, header: Header, address: int) -> str | None:
         """A frame of it is in the journal."""
         channel = self.shard.channels.get(header.channel)
-        if channel is None or header.type != FrameType.DATA:
+        if channel is not None and header.type == FrameType.SCHEDULE:
+            restore_entry(channel, header, address)
+            self.frames += 1
+            return None
+        if channel is None or header.type not in DATA_TYPES:
             return f"a restored frame is for channel {header.channel}, which the snapshot does not have"
         end = header.base_offset + header.count
         expected = channel.next_offset if len(channel.index) else channel.first_offset
@@ -96,6 +102,7 @@ def clear_shard(shard: Shard) -> None:
         channel.removed = True
         for segment, length in channel.peek_index().bytes_by_segment().items():
             ledger.drop_bytes(segment, length)
+    clear_schedules(shard)
     shard.channels = {}
     shard.leaving_groups = set()
     shard.group_count = 0
@@ -116,6 +123,7 @@ def adopt(shard: Shard, other: Shard) -> None:
     shard.group_count = other.group_count
     shard.grouped = other.grouped
     shard.boxes = other.boxes
+    shard.schedules = other.schedules
     for channel in shard.channels.values():
         channel.shard = shard
     shard.replicated = other.replicated

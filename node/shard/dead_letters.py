@@ -1,6 +1,7 @@
 """Writing dead letters: reads what groups give up, and appends it to their boxes. One frame of a group at a time."""
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from crc32c import crc32c
@@ -182,16 +183,23 @@ def change(group: Group, letters: LetterChange, reply: ChangedReply) -> None:
     now = ready_for(group)
     body = GroupRecord(name=group.name, letters=letters).SerializeToString()
     number, box = group.channel.number, box_of(group)
-    shard.log.append(shard, FrameType.GROUP, body, _changed, group, box, letters, reply, time_us=now, channel=number)
+    action = partial(_changed, position=shard.position + 1)
+    shard.log.append(shard, FrameType.GROUP, body, action, group, box, letters, reply, time_us=now, channel=number)
 
 
 def _changed(
-    error: RingpostError | None, group: Group, box: Channel | None, letters: LetterChange, reply: ChangedReply
+    error: RingpostError | None,
+    group: Group,
+    box: Channel | None,
+    letters: LetterChange,
+    reply: ChangedReply,
+    *,
+    position: int,
 ) -> None:
     if error is not None:
         reply(error)
         return
-    done = change_letters(group, box, letters)
+    done = change_letters(group, box, letters, position)
     _free(group)
     if not group.removed:
         group.settled()

@@ -9,10 +9,11 @@ from typing import Protocol
 from ringpost.node import log
 from ringpost.node.errors import Exhausted, NotFound, RingpostError, Unavailable
 from ringpost.node.filters.filter import checked
-from ringpost.node.groups.changes import Ack, Action, Lease, Outcome, Reject, SettleChange, join
+from ringpost.node.groups.changes import Ack, Action, Claim, Lease, Outcome, Reject, SettleChange, join
 from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.keyed import KeyedCore
 from ringpost.node.groups.ranges import RangeSet
+from ringpost.node.groups.recent import Recent, Settler
 from ringpost.node.groups.voids import Voids
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.burial import Burial
@@ -26,6 +27,7 @@ from ringpost.node.shard.settle_codec import encode_settle
 from ringpost.node.shard.shard import Shard
 from ringpost.v1.common_pb2 import GroupMode
 
+EXPIRED = "expired"  # the reason of a dead letter whose time to live was over
 Results = list[tuple[int, int, Outcome]]
 SettleReply = Callable[[Results | RingpostError], None]
 
@@ -53,7 +55,8 @@ class Group:
     came while a seek was on its way (`seeks` counts those): they speak of deliveries before it and are looked at after
     it. `dying` are messages that wait for their dead letters, `burying` whether somebody is about to write those; after
     one that failed no lease that has ended is taken back before `expire_from_us`, or each would begin another.
-    `paused`: it hands out nothing. `oldest` belongs to `node.shard.lag`.
+    `paused`: it hands out nothing. `oldest` belongs to `node.shard.lag`. `era`: position of the last frame that moved
+    it or brought dead letters back; a lease token from before that settles nothing whose lease has ended.
     """
 
     __slots__ = (
@@ -62,6 +65,7 @@ class Group:
         "core",
         "created_time_us",
         "dying",
+        "era",
         "expire_from_us",
         "held",
         "letters_gone",
@@ -71,6 +75,7 @@ class Group:
         "next_settings",
         "oldest",
         "paused",
+        "recent",
         "removed",
         "scan",
         "seeks",
@@ -97,6 +102,8 @@ class Group:
         self.next_settings = settings  # as of the last change that was appended
         self.core = core
         self.paused = False
+        self.era = 0
+        self.recent = Recent()
         self.oldest: tuple[int, int] | None = None
         self.created_time_us = created_time_us
         self.members: dict[int, GroupMember] = {}
@@ -193,7 +200,21 @@ class Group:
             self.arm(now)
             reply(verdict.results)
         else:
-            self._store(verdict.change, verdict.results, reply)
+            self._store(verdict.change, verdict.results, self._noted(action, self.members[member].consumer, reply))
+
+    def _noted(self, action: Action, consumer: str | None, reply: SettleReply) -> SettleReply:
+        """A reply that also remembers who has acked or rejected."""
+        if not isinstance(action, Ack | Reject):
+            return reply
+        rejected = isinstance(action, Reject)
+
+        def stored(outcome: Results | RingpostError) -> None:
+            if not isinstance(outcome, RingpostError):
+                settler = Settler(self.channel.shard.log.clock(), consumer, rejected)
+                self.recent.add(settler, [(first, last) for first, last, what in outcome if what == Outcome.DONE])
+            reply(outcome)
+
+        return stored
 
     def settle_any(self, action: Ack | Reject, ranges: list[tuple[int, int]], reply: SettleReply) -> None:
         """Settles whoever holds the messages; `reply` as for `settle`.
@@ -212,7 +233,26 @@ class Group:
         if verdict.change is None:
             reply(verdict.results)
         else:
-            self._store(verdict.change, verdict.results, reply)
+            self._store(verdict.change, verdict.results, self._noted(action, None, reply))
+
+    def settle_claims(self, action: Action, claims: list[Claim], unclaimed: Results, reply: SettleReply) -> None:
+        """Settles what lease tokens speak of, from whoever has them; `reply` as for `settle`, `unclaimed` behind it.
+
+        Raises NotFound when the group was deleted meanwhile, Unavailable while it is moved; then nothing is changed.
+        """
+        check_there(self)
+        if self.seeks:
+            raise group_moving(self)
+        now = self.channel.shard.log.clock()
+        verdict = self.core.settle_claims(claims, action, self.channel.end_offset, now, random())
+        results = [*verdict.results, *unclaimed]
+        if verdict.change is None:
+            self.arm(now)
+            reply(results)
+        else:
+            members = [self.members.get(claim.consumer) for claim in claims]
+            known = members[0].consumer if len(members) == 1 and members[0] is not None else None
+            self._store(verdict.change, results, self._noted(action, known, reply))
 
     def pass_over(self, first: int, last: int) -> None:
         """Settles messages that are lost, whoever has them."""
@@ -227,6 +267,17 @@ class Group:
         """Fresh messages from there on must be looked at."""
         if self.scan is not None:
             self.scan.rewind(offset)
+
+    def expire(self, first: int, last: int) -> int:
+        """Settles messages whose time to live is over, whoever has them; of how many that was news."""
+        if self.seeks or self.removed:
+            return 0
+        action = Reject(EXPIRED) if self.settings.expired_to_dead_letters else Ack()
+        end, now = self.channel.end_offset, self.channel.shard.log.clock()
+        verdict = self.core.settle_any(action, [(first, last)], end, now)
+        if verdict.change is not None:
+            self._store(verdict.change, verdict.results, None)
+        return sum(high - low + 1 for low, high, outcome in verdict.results if outcome == Outcome.DONE)
 
     def _store(self, change: SettleChange, results: Results, reply: SettleReply | None) -> None:
         if change.dying:

@@ -7,6 +7,7 @@ from itertools import islice
 from ringpost.node.errors import RingpostError
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.index import Row
+from ringpost.node.shard.consumers import is_broadcast
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.reading import Reading
 from ringpost.node.shard.store import Store
@@ -25,7 +26,8 @@ def lagging(groups: Iterable[Group]) -> list[tuple[int, Group]]:
 def served_groups(store: Store) -> Iterator[Group]:
     """Those of the shards that this node leads; groups must not be made or removed meanwhile."""
     channels = (channel for shard in store.shards if shard.serving for channel in shard.grouped.values())
-    return (group for channel in channels for group in (channel.groups or {}).values())
+    groups = (group for channel in channels for group in (channel.groups or {}).values())
+    return (group for group in groups if not is_broadcast(group))
 
 
 def lag_bytes(group: Group, rows_max: int = ROWS_SUMMED_MAX) -> int:

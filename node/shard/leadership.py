@@ -3,6 +3,7 @@
 from ringpost.node.errors import Unavailable
 from ringpost.node.shard.cluster_replay import adopt, clear_shard, load_shard
 from ringpost.node.shard.replicated import ReplicatedLog
+from ringpost.node.shard.scheduling import arm_all
 from ringpost.node.shard.shard import NOT_LEADER_RETRY_MS, Shard
 from ringpost.node.shard.snapshot import snapshot_shard
 from ringpost.node.shard.store import Store
@@ -18,6 +19,7 @@ def start_serving(store: Store, shard: Shard) -> None:
     for channel in shard.grouped.values():
         for group in (channel.groups or {}).values():
             group.arm(now)
+    arm_all(shard)
 
 
 def pause_serving(shard: Shard) -> None:

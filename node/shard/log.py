@@ -13,6 +13,7 @@ from ringpost.node.journal.reclaim import SegmentLedger
 from ringpost.node.shard.burial import Burials
 from ringpost.node.shard.commits import Action, Commits, Waiting
 from ringpost.node.shard.deadlines import Deadlines
+from ringpost.node.shard.scheduling import Schedules
 from ringpost.node.shard.settlements import Settlements
 from ringpost.node.shard.warm import Warm
 
@@ -61,6 +62,7 @@ class Log:
         self.settlements = settlements
         self.warm = Warm()
         self.burials = Burials()
+        self.schedules = Schedules(deadlines, clock)
 
     def append(
         self,
@@ -77,6 +79,7 @@ class Log:
         producer: int = 0,
         producer_epoch: int = 0,
         base_sequence: int = 0,
+        ttl_ms: int = 0,
         at_durable: Callable[[RingpostError | None], None] | None = None,
     ) -> int:
         """Gives the frame the shard's next position, queues `action` for its commit, and returns its address.
@@ -102,6 +105,7 @@ class Log:
             producer_epoch=producer_epoch,
             base_sequence=base_sequence,
             previous_crc=shard.last_crc,
+            ttl_ms=ttl_ms,
         )
         try:
             address = self.journal.append(header, body)

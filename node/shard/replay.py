@@ -11,7 +11,7 @@ from ringpost.internal.v1.record_pb2 import GroupSnapshot, ShardSnapshot
 from ringpost.node.groups.ranges import RangeSet, pairs
 from ringpost.node.groups.voids import Voids
 from ringpost.node.journal.checkpoint import CheckpointDamaged
-from ringpost.node.journal.frame import FLAG_REWRITTEN, Header
+from ringpost.node.journal.frame import FLAG_REWRITTEN, FrameType, Header
 from ringpost.node.journal.index import live_bytes
 from ringpost.node.shard.apply import apply_frame
 from ringpost.node.shard.boxes import add_box
@@ -20,6 +20,7 @@ from ringpost.node.shard.channel_state import pack, state_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import new_core
 from ringpost.node.shard.group_settings import GroupSettings
+from ringpost.node.shard.schedule_rows import load_schedules
 from ringpost.node.shard.settle_codec import retry_of
 from ringpost.node.shard.shard import Shard
 from ringpost.node.shard.store import Store
@@ -136,6 +137,9 @@ class Replay:
 
     def _moved(self, shard: Shard, header: Header, address: int, body_ok: bool) -> None:
         channel = shard.channels.get(header.channel)
+        if header.type == FrameType.SCHEDULE:
+            self._entry_moved(shard, header, address, body_ok)
+            return
         if channel is None or header.base_offset >= channel.next_offset:
             return
         try:
@@ -149,6 +153,17 @@ class Replay:
             return
         channel.index.move(old.base, address)
         self._store.log.ledger.move(old.address, address, old.length)
+
+    def _entry_moved(self, shard: Shard, header: Header, address: int, body_ok: bool) -> None:
+        schedule = shard.schedules.get(header.channel)
+        entry = None if schedule is None else schedule.table.find(header.position)
+        if schedule is None or entry is None:
+            return
+        if not body_ok:
+            self._quarantine(shard, address, f"the rewritten frame with position {header.position} is damaged")
+            return
+        schedule.table.move(entry.number, address)
+        self._store.log.ledger.move(entry.address, address, entry.length)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -176,6 +191,7 @@ def load_channels(shard: Shard, snapshot: ShardSnapshot) -> None:
             add_box(channel)
         for group in row.groups:
             channel.add_group(load_group(channel, group))
+    load_schedules(shard, snapshot.schedules)
 
 
 def load_group(channel: Channel, row: GroupSnapshot) -> Group:
@@ -193,4 +209,5 @@ def load_group(channel: Channel, row: GroupSnapshot) -> Group:
     group.letters_gone = RangeSet(pairs(row.letters_gone))
     group.voids = Voids(zip(row.seeks[::2], row.seeks[1::2], strict=True))
     group.paused = row.paused
+    group.era = row.era
     return group

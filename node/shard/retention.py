@@ -35,7 +35,8 @@ class IdleInboxes:
         """Whether to remove it. To be asked again and again; what is no inbox never is."""
         if not is_inbox(channel.name):
             return False
-        if channel.watchers or channel.groups or channel.first_offset < channel.next_offset:
+        scheduled = channel.number in channel.shard.schedules
+        if scheduled or channel.watchers or channel.groups or channel.first_offset < channel.next_offset:
             self._since.pop(channel, None)
             return False
         return self._since.setdefault(channel, now_us) + INBOX_IDLE_US <= now_us

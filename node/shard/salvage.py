@@ -6,6 +6,8 @@ Replay as always, but what is damaged or does not fit is stepped over, and each 
 * Offsets that a later frame of the channel leaves out are lost: they jump, and are never given again.
 * Where frames are missing and no later one of a channel tells how far it had come, its offsets jump by as many as the
   missing bytes can have held: one a byte at most.
+* A scheduled batch that is damaged is gone. Where the frame that released one is damaged, its offsets are lost and it
+  is not released again; where that frame is missing altogether, it is.
 * Control frames count as far as they are whole and fit. One that is missing takes with it what it said: a channel that
   nobody made any more is lost with its messages, an ack is forgotten and its messages come again.
 """
@@ -14,13 +16,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ringpost.internal.v1.record_pb2 import ChannelRecord
-from ringpost.node.journal.frame import FLAG_REWRITTEN, FrameType, Header
+from ringpost.node.journal.frame import DATA_TYPES, FLAG_REWRITTEN, FrameType, Header
 from ringpost.node.journal.index import LOST, Row
 from ringpost.node.journal.segment import address_of, segment_of
 from ringpost.node.shard.apply import apply_frame
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.producers import ProducerTable
 from ringpost.node.shard.replay import Damaged, Replay
+from ringpost.node.shard.scheduling import Schedule, apply_release
 from ringpost.node.shard.shard import Shard, apply_delete
 from ringpost.node.shard.store import Store
 
@@ -64,7 +67,7 @@ class Salvage(Replay):
             if known < header.position <= shard.position and shard.number in self._gaps:
                 self._note_frame(shard, header, "comes too late")
         super().visit(header, address, body, body_ok)
-        if header.type == FrameType.DATA and header.shard < len(self._store.shards):
+        if header.type in DATA_TYPES and header.shard < len(self._store.shards):
             self._after_data(self._store.shards[header.shard], header, address, body_ok)
 
     def _make_room(self, shard: Shard, record: ChannelRecord) -> None:
@@ -95,7 +98,7 @@ class Salvage(Replay):
             return False
         if header.position != shard.position + 1 or header.previous_crc != shard.last_crc:
             self._gaps[shard.number] = address
-        if header.type == FrameType.DATA:
+        if header.type in DATA_TYPES:
             self._place(shard, header, address, body, problem)
             return True
         self._quarantine(shard, address, problem)
@@ -116,6 +119,8 @@ class Salvage(Replay):
             apply_frame(shard, header, address, body, self._store)
             return
         self._lose_up_to(channel, header.base_offset + header.count, problem)
+        if header.type == FrameType.RELEASE:
+            apply_release(channel, header.base_sequence)  # some may have got these messages, so none gets them twice
         if header.producer:
             channel.producers = channel.producers or ProducerTable()
             channel.producers.lost(
@@ -133,7 +138,7 @@ class Salvage(Replay):
 
     def _note_frame(self, shard: Shard, header: Header, what: str) -> None:
         """A frame that cannot be taken. A channel that is not there may have had many: they are told as one."""
-        if header.type != FrameType.DATA:
+        if header.type not in DATA_TYPES:
             self._note(Loss(shard.number, "", None, None, f"position {header.position}: {what}"))
             return
         first, last = header.base_offset, header.base_offset + header.count - 1
@@ -175,6 +180,18 @@ class Salvage(Replay):
                     for row in rows:
                         if start <= row.address < stop:
                             self._lose_row(channel, row, what)
+                for schedule in [one for shard in self._store.shards for one in shard.schedules.values()]:
+                    rows = [row for rows in schedule.rows_in_segment(segment) for row in rows]
+                    for row in rows:
+                        if start <= row.address < stop:
+                            self._lose_entry(schedule, row, what)
+
+    def _lose_entry(self, schedule: Schedule, row: Row, what: str) -> None:
+        entry = schedule.drop(row.base)
+        assert entry is not None, "it is there"
+        channel = schedule.channel
+        told = f"{entry.count} messages of channel {channel.name!r}, scheduled for {entry.due_us} µs: {what}"
+        self._note(Loss(channel.shard.number, "", None, None, told))
 
     def _lose_row(self, channel: Channel, row: Row, what: str) -> None:
         number = channel.index.find(row.base)

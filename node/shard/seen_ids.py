@@ -61,6 +61,11 @@ class SeenIds:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def run_count(self) -> int:
+        """Batches whose ids are held, those that are not committed included."""
+        return len(self._runs) - self._head
+
     def find(self, ids: Sequence[bytes], since_us: int) -> int | None:
         """None: none of these was stored after `since_us`. An offset: all were, one behind the other from there on.
 

@@ -17,6 +17,7 @@ from ringpost.node.shard.channel_state import ChannelState
 from ringpost.node.shard.committed import batch_committed, batch_replicated, ids_committed, repeat_committed, tell
 from ringpost.node.shard.log import Log, frame_length
 from ringpost.node.shard.producers import ProducerTable
+from ringpost.node.shard.scheduling import SCHEDULED, Schedule, arm_all, drop_schedule, find_seen, schedule_batch
 from ringpost.node.shard.seen_ids import SeenIds, ids_of
 from ringpost.v1.common_pb2 import Durability
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Stored(NamedTuple):
-    """A batch is stored as asked: the content of a PublishResponse."""
+    """A batch is stored as asked: the content of a PublishResponse. `scheduled_us`: it has no offset yet."""
 
     channel: str
     first_offset: int
@@ -36,10 +37,15 @@ class Stored(NamedTuple):
     epoch: int
     duplicate: bool
     replicas: tuple[str, ...] = ()
+    scheduled_us: int = 0
 
 
 class Publish(NamedTuple):
-    """A checked batch. `producer` 0: not idempotent. `expected_offset` None: append it wherever it falls."""
+    """A checked batch. `producer` 0: not idempotent. `expected_offset` None: append it wherever it falls.
+
+    `due_us`: when, `delay_us`: how long after the append; both 0, or a time that has passed: now. `ttl_ms` 0: it is
+    given out for ever.
+    """
 
     batch: bytes
     count: int  # type: ignore[assignment]  # tuple has a method of this name
@@ -49,6 +55,9 @@ class Publish(NamedTuple):
     producer_epoch: int = 0
     first_sequence: int = 0
     expected_offset: int | None = None
+    due_us: int = 0
+    delay_us: int = 0
+    ttl_ms: int = 0
 
 
 NOT_LEADER_RETRY_MS = 50
@@ -79,6 +88,7 @@ class Shard:
         self.group_count = 0
         self.grouped: dict[int, Channel] = {}  # those that have groups, by number
         self.boxes: dict[tuple[int, str], Channel] = {}  # for dead letters, by channel number and group
+        self.schedules: dict[int, Schedule] = {}  # by channel number
         self.leaving_groups: set[Group] = set()  # deleted by a frame that is not committed
         self.quarantined = ""
         self.replicated: ReplicatedLog | None = None  # in a cluster, where this node has a copy
@@ -88,6 +98,7 @@ class Shard:
         assert epoch > self.started_epoch, "epochs rise"
         self.epoch = epoch
         self.session = session
+        arm_all(self)
 
     def check_writable(self) -> None:
         """Raises DataLoss when the shard is damaged."""
@@ -158,13 +169,22 @@ class Shard:
         ids: tuple[bytes, ...] = ()
         if window_ms := channel.next_limits.dedup_window_ms:
             ids = ids_of(publish.batch)
-            seen_at = (channel.seen or _NOTHING_SEEN).find(ids, now - window_ms * 1000)
+            since = now - window_ms * 1000
+            seen_at = (channel.seen or _NOTHING_SEEN).find(ids, since)
+            if seen_at is None:
+                seen_at = find_seen(channel, ids, since)
             if seen_at is not None:
                 self._answer_seen(channel, publish, seen_at, now, reply)
                 return False
         if publish.expected_offset is not None:
             check_expected(publish.expected_offset, channel.next_offset)
-        self._append_batch(channel, publish, now, reply, ids)
+        if publish.delay_us:
+            publish = publish._replace(due_us=now + publish.delay_us)
+        if publish.due_us > now:
+            stored = Stored(channel.name, 0, publish.count, publish.durability, now, self.epoch, False)
+            schedule_batch(self, channel, publish, stored._replace(scheduled_us=publish.due_us), reply, ids)
+        else:
+            self._append_batch(channel, publish, now, reply, ids)
         return True
 
     def _find_repeat(self, channel: Channel, publish: Publish, now: int) -> int | None:
@@ -179,7 +199,7 @@ class Shard:
     ) -> None:
         """Answers when the messages are committed; not `sure`: when all that was appended is."""
         durability = publish.durability
-        stored = Stored(channel.name, offset, publish.count, durability, 0, self.epoch, True, self.holders)
+        stored = self._stored_at(channel, publish, offset)
         if durability == Durability.DURABILITY_MEMORY or (sure and offset + publish.count <= channel.end_offset):
             reply(stored)
         elif self.replicated is None:
@@ -187,12 +207,18 @@ class Shard:
         else:
             self.replicated.after_tail(tell, reply, stored)
 
+    def _stored_at(self, channel: Channel, publish: Publish, offset: int) -> Stored:
+        """What a repeat is told; `offset` may stand for when it is due."""
+        first, due = (0, offset - SCHEDULED) if offset >= SCHEDULED else (offset, 0)
+        count, durability = publish.count, publish.durability
+        return Stored(channel.name, first, count, durability, 0, self.epoch, True, self.holders, due)
+
     def _answer_seen(self, channel: Channel, publish: Publish, offset: int, now: int, reply: PublishReply) -> None:
         """The messages are stored by their ids. A producer goes on behind them, so its numbers must count."""
         if not publish.producer:
             self._answer_repeat(channel, publish, offset, reply)
             return
-        stored = Stored(channel.name, offset, publish.count, publish.durability, 0, self.epoch, True, self.holders)
+        stored = self._stored_at(channel, publish, offset)
         in_memory = publish.durability == Durability.DURABILITY_MEMORY
         self.log.append(
             self,
@@ -212,7 +238,7 @@ class Shard:
             producer_epoch=publish.producer_epoch,
             base_sequence=publish.first_sequence,
         )
-        self._note_numbers(channel, publish, offset, now)
+        self.note_numbers(channel, publish, offset, now)
         if in_memory:
             reply(stored)
 
@@ -248,28 +274,31 @@ class Shard:
             producer=publish.producer,
             producer_epoch=publish.producer_epoch,
             base_sequence=publish.first_sequence,
+            ttl_ms=publish.ttl_ms,
             at_durable=at_durable,
         )
-        self._note_batch(channel, publish, first, address, now)
+        frame = CachedFrame(
+            first, count, now, publish.crc, batch, publish.producer, publish.first_sequence, publish.ttl_ms
+        )
+        self.note_frame(channel, address, frame)
+        if publish.producer:
+            self.note_numbers(channel, publish, first, now)
         if ids:
             channel.note_ids(now, first, ids)
         if durability == Durability.DURABILITY_MEMORY:
             reply(stored._replace(replicas=(self.node,)))
 
-    def _note_batch(self, channel: Channel, publish: Publish, first: int, address: int, now: int) -> None:
-        length = frame_length(publish.batch)
-        channel.index.append(first, address, length)
-        channel.next_offset = first + publish.count
+    def note_frame(self, channel: Channel, address: int, frame: CachedFrame) -> None:
+        """A frame with messages is appended there."""
+        length = frame_length(frame.body)
+        channel.index.append(frame.base_offset, address, length)
+        channel.next_offset = frame.base_offset + frame.count
         channel.stored_bytes += length
         self.log.ledger.add(address, length)
-        frame = CachedFrame(
-            first, publish.count, now, publish.crc, publish.batch, publish.producer, publish.first_sequence
-        )
         self.log.cache.put(address, length, frame)
-        if publish.producer:
-            self._note_numbers(channel, publish, first, now)
 
-    def _note_numbers(self, channel: Channel, publish: Publish, offset: int, now: int) -> None:
+    def note_numbers(self, channel: Channel, publish: Publish, offset: int, now: int) -> None:
+        """A producer's batch is appended; `offset` may stand for when it is due."""
         assert channel.producers is not None, "made by the check"
         note = channel.producers.stored if self.replicated is None else channel.producers.appended
         note(publish.producer, publish.producer_epoch, publish.first_sequence, publish.count, offset, now)
@@ -355,13 +384,15 @@ def apply_trim(channel: Channel, first_offset: int) -> None:
     for segment, length in channel.index.drop_below(first_offset, channel.next_offset).items():
         ledger.drop_bytes(segment, length)
         channel.stored_bytes -= length
-    for group in (channel.groups or {}).values():
+    leaving = [group for group in channel.shard.leaving_groups if group.channel is channel]  # they may yet stay
+    for group in (*(channel.groups or {}).values(), *leaving):
         group.core.trim(first_offset)
 
 
 def apply_delete(channel: Channel) -> None:
     """Drops the channel and everything in it."""
     channel.removed = True
+    drop_schedule(channel)
     for name in tuple(channel.groups or ()):
         channel.drop_group(name)
     boxes = channel.shard.boxes

@@ -18,6 +18,7 @@ from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.channel_state import pack as pack_row
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.replicated import ReplicatedLog
+from ringpost.node.shard.schedule_rows import encode_schedules
 from ringpost.node.shard.settle_codec import retry_record
 from ringpost.node.shard.shard import Shard
 
@@ -32,8 +33,8 @@ def pack(snapshot: ShardSnapshot) -> bytes:
 
 def pack_shard(shard: Shard) -> bytes:
     """`pack(snapshot_shard(shard))`, without making messages of packed channels."""
-    encoded = encode_shard(shard)
-    return _LENGTH.pack(len(encoded)) + encoded
+    parts = _parts(shard)
+    return b"".join((_LENGTH.pack(sum(map(len, parts))), *parts))
 
 
 def unpack(body: bytes) -> Iterator[ShardSnapshot]:
@@ -52,13 +53,17 @@ def unpack(body: bytes) -> Iterator[ShardSnapshot]:
 
 def encode_shard(shard: Shard) -> bytes:
     """The shard at its committed position, an encoded ShardSnapshot: packed channels are taken as they are."""
+    return b"".join(_parts(shard))
+
+
+def _parts(shard: Shard) -> list[bytes]:
     committed = shard.committed
     rows = [
         channel.packed or pack_row(_channel(channel))
         for channel in shard.channels.values()
         if channel.packed or channel.number <= committed
     ]
-    return _head(shard).SerializeToString() + b"".join(rows)
+    return [_head(shard).SerializeToString(), *rows, *encode_schedules(shard)]
 
 
 def snapshot_shard(shard: Shard) -> ShardSnapshot:
@@ -67,7 +72,7 @@ def snapshot_shard(shard: Shard) -> ShardSnapshot:
 
 
 def _head(shard: Shard) -> ShardSnapshot:
-    """What it says of itself, without channels."""
+    """What it says of itself, without channels and schedules."""
     replicated = shard.replicated
     return ShardSnapshot(
         shard=shard.number,
@@ -118,4 +123,5 @@ def _group(group: Group) -> GroupSnapshot:
         letters_gone=flatten(group.letters_gone),
         seeks=flatten(group.voids.seeks),
         paused=group.paused,
+        era=group.era,
     )

@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ringpost.cluster.keys import shard_of
 from ringpost.cluster.names import channel_problem, group_problem, is_inbox
@@ -15,7 +16,11 @@ from ringpost.node.shard.group import Group
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.shard import Done, Shard
 
+if TYPE_CHECKING:
+    from ringpost.node.shard.name_watch import NameWatch
+
 DISK_RETRY_MS = 5_000
+SCHEDULE_RETRY_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class StoreLimits:
 
     max_channels: int = 1_000_000
     max_groups: int = 100_000
+    max_scheduled_batches: int = 5_000_000
     max_message_bytes: int = 1 << 20
     max_batch_bytes: int = 4 << 20
     max_batch_messages: int = 65_535
@@ -46,6 +52,7 @@ class Store:
         self.lossy: set[Channel] = set()  # channels that damage took messages of
         self.retaining: set[Channel] = set()  # channels that let messages go by themselves
         self.windowed: set[Channel] = set()  # channels that deduplicate by message ids
+        self.name_watches: set[NameWatch] = set()  # who wants to hear of channels that are made and deleted
         self._led = [0] * shard_count  # by shard: the epoch in which the newest view says that this node leads
         self._names: dict[str, Channel] = {}
         self._sorted: list[str] = []
@@ -176,6 +183,8 @@ class Store:
         self._unsorted.append(channel.name)
         if channel.packed is None:
             self.note_limits(channel)
+        for watch in tuple(self.name_watches):
+            watch.changed(channel, removed=False)
 
     def include_shard(self, shard: Shard) -> None:
         """Makes all channels of a shard known."""
@@ -214,6 +223,8 @@ class Store:
             self._tidy()
             at = bisect_left(self._sorted, channel.name)
             del self._sorted[at]
+            for watch in tuple(self.name_watches):
+                watch.changed(channel, removed=True)
 
     def boxes(self) -> Iterator[Channel]:
         """Those for dead letters, in shards that this node serves."""
@@ -239,6 +250,16 @@ class Store:
                 "the node's disk is nearly full; acks, trims and deletes still work, publishes do not",
                 reason="DISK_FULL",
                 retry_after_ms=DISK_RETRY_MS,
+            )
+
+    def check_schedules(self) -> None:
+        """Raises Exhausted when the node holds all the delayed batches that it may."""
+        if self.log.schedules.entries >= self.limits.max_scheduled_batches:
+            raise Exhausted(
+                f"delay_ms: this node holds its {self.limits.max_scheduled_batches} delayed batches "
+                "(max_scheduled_batches); publish more messages of one time in a batch, or wait until some were due",
+                reason="SCHEDULE_LIMIT",
+                retry_after_ms=SCHEDULE_RETRY_MS,
             )
 
     def check_groups(self) -> None:

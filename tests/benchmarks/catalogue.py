@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tests.benchmarks import (
     catch_up,
+    idle,
     latency,
     loads,
     programs,
@@ -50,6 +51,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("S1", "cost a message by number of nodes", scaling.run),
     Bench("roles", "cost a message by role (measured with S1)", lambda _: None),
     Bench("S2", "speed-up of small equal nodes", small_nodes.run, SLOW),
+    Bench("S3", "idle nodes", idle.run, SLOW),
     Bench("S4", "many nodes, simulated", simulated.run, SLOW),
     Bench("B7", "cold catch-up beside tail traffic", catch_up.run),
     Bench("B8", "one of ten subscribers stops reading", slow_subscriber.run),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringpost.cluster.patterns import Patterns, pattern_problem
+from ringpost.cluster.patterns import ChannelPattern, Patterns, pattern_problem
 
 TOKENS = st.lists(st.sampled_from(["a", "b", "orders", "eu"]), min_size=1, max_size=4)
 
@@ -65,3 +65,11 @@ def test_matching_is_token_by_token(pattern: list[str], name: list[str], rest: b
 
 def test_signs_that_mean_something_to_a_regular_expression_mean_themselves() -> None:
     assert Patterns(["a=~b/c:d@e-f"]).match("a=~b/c:d@e-f")
+
+
+def test_a_pattern_to_subscribe_to_takes_inboxes_only_by_name() -> None:
+    assert ChannelPattern("orders.*").match("orders.eu")
+    assert not ChannelPattern("orders.*").match("orders.eu.de")
+    assert not ChannelPattern("*.ann").match("_inbox.ann")
+    assert not ChannelPattern(">").match("_inbox.ann")
+    assert ChannelPattern("_inbox.>").match("_inbox.ann")

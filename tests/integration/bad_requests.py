@@ -36,6 +36,7 @@ from ringpost.v1.dead_letter_pb2 import (
 )
 from ringpost.v1.group_pb2 import (
     AddGroupRequest,
+    DeleteConsumerRequest,
     DeleteGroupRequest,
     GetGroupRequest,
     GroupConfig,
@@ -371,12 +372,26 @@ GROUPS = (
     _invalid(G + "Settle", "no ranges", _settle(ranges=[]), "ranges", "1 to 1000"),
     _invalid(G + "Settle", "many ranges", _settle(ranges=[OffsetRange()] * 1_001), "ranges", "1 to 1000"),
     _invalid(G + "Settle", "backwards", _settle(ranges=[OffsetRange(first=5, last=4)]), "ranges[0]", "above"),
-    _invalid(G + "Settle", "no action", _settle(ack=None), "action", "ack, reject"),
+    _invalid(G + "Settle", "no action", _settle(ack=None), "action", "ack, nack, extend, reject"),
     _invalid(G + "Settle", "a long reason", _settle(reject=Reject(reason="é" * 513)), "reject.reason", "1024 bytes"),
+    _invalid(G + "Settle", "nack of offsets", _settle(nack=Nack()), "lease_tokens", "nack ends or changes a lease"),
+    _invalid(G + "Settle", "extend of offsets", _settle(extend=Extend()), "lease_tokens", "is empty; extend"),
+    _invalid(G + "Settle", "an unknown token", _settle(lease_tokens=[b"x"]), "lease_tokens[0]", "no lease token"),
+    _invalid(G + "Settle", "a week and more", _settle(nack=Nack(delay_ms=HUGE)), "nack.delay_ms", "0 to 604800000"),
+    _invalid(G + "Settle", "a moment", _settle(extend=Extend(deadline_ms=1)), "extend.deadline_ms", "1000 to"),
     _invalid(G + "Settle", "no channel", _settle(channel=""), "channel", "1 to 255 bytes"),
     _invalid(G + "Settle", "no group", _settle(group=""), "group", "1 to 127 bytes"),
     Refusal("an unknown channel", G + "Settle", _settle(channel="x"), NOT_FOUND, "CHANNEL_NOT_FOUND", says="'x'"),
     Refusal("an unknown group", G + "Settle", _settle(group="x"), NOT_FOUND, "GROUP_NOT_FOUND", says="'x'"),
+    _invalid(G + "DeleteConsumer", "no group", DeleteConsumerRequest(**_ON, consumer="c"), "group", "1 to 127 bytes"),
+    Refusal(
+        "of a group that shares",
+        G + "DeleteConsumer",
+        DeleteConsumerRequest(**_ON, group="billing", consumer="c"),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "GROUP_MODE",
+        says="only a broadcast group's",
+    ),
     _invalid(G + "DeleteGroup", "no channel", DeleteGroupRequest(name="x"), "channel", "1 to 255 bytes"),
 )
 
@@ -556,6 +571,7 @@ SETTLES = (
     _bad_settle("for ever", "nack.delay_ms", "0 to 604800000", nack=Nack(delay_ms=HUGE)),
     _bad_settle("for ever, perhaps", "nack.fallback_delay_ms", "0 to 604800000", nack=Nack(fallback_delay_ms=HUGE)),
     _bad_settle("a long story", "nack.reason", "1024 bytes", nack=Nack(reason="x" * 1_025)),
+    _bad_settle("an unknown token", "lease_token", "is no lease token", lease_token=b"token", **_ACK),
     _bad_settle("a moment", "extend.deadline_ms", "1000 to 43200000", extend=Extend(deadline_ms=999)),
     _bad_settle("a day", "extend.deadline_ms", "1000 to 43200000", extend=Extend(deadline_ms=86_400_000)),
     _bad_settle("a long reason", "reject.reason", "1024 bytes", reject=Reject(reason="é" * 513)),

@@ -113,6 +113,7 @@ def cases(channel: str) -> list[Case]:
         Case("DeadLetter", "DropDeadLetters", d.DropDeadLettersRequest(**on), "manage"),
         Case("Group", "PauseGroup", g.PauseGroupRequest(channel=channel, name=group), "manage"),
         Case("Group", "ResumeGroup", g.ResumeGroupRequest(channel=channel, name=group), "manage"),
+        Case("Group", "DeleteConsumer", g.DeleteConsumerRequest(channel=channel, group=group, consumer="c"), "manage"),
         Case("Group", "DeleteGroup", g.DeleteGroupRequest(channel=channel, name=group), "manage"),
         Case("Message", "GetMessages", m.GetMessagesRequest(channel=channel, max_messages=1), "consume"),
         Case("Message", "ExplainMessage", m.ExplainMessageRequest(channel=channel), "consume"),

@@ -10,8 +10,10 @@ import pytest_asyncio
 
 from ringpost.v1.channel_pb2 import PurgeChannelRequest
 from ringpost.v1.common_pb2 import GroupMode, OffsetRange, Start
+from ringpost.v1.dead_letter_pb2 import DeadLetterSelection, DropDeadLettersRequest, RedriveDeadLettersRequest
 from ringpost.v1.group_pb2 import AddGroupRequest, GroupConfig, PauseGroupRequest, ResumeGroupRequest
 from ringpost.v1.message_pb2 import (
+    CAUSE_DEAD_LETTER,
     CAUSE_DELAYED,
     CAUSE_KEY_UNKNOWN,
     CAUSE_LEASED,
@@ -30,7 +32,7 @@ from ringpost.v1.message_pb2 import (
     GroupExplanation,
 )
 from ringpost.v1.publish_pb2 import Batch, Message, PublishRequest
-from ringpost.v1.subscribe_pb2 import Ack, Extend, Nack, Settle, SubscribeRequest
+from ringpost.v1.subscribe_pb2 import Ack, Extend, Nack, Reject, Settle, SubscribeRequest
 from tests.integration.broker import Client, next_event, open_subscription, serving
 
 KEYED = GroupMode.GROUP_MODE_KEY_ORDERED
@@ -127,10 +129,9 @@ async def test_settled_or_in_somebodys_hands(pair: SimpleNamespace) -> None:
     assert (await stage.told(1)).until_time_us > now_us + HOUR_US // 2
     await stage.settle(ann, 3, ack=Ack())
     acked = await stage.told(3)
-    assert (acked.cause, acked.sentence) == (
-        CAUSE_SETTLED,
-        "It is settled: acked; by whom and when is not remembered.",
-    )
+    assert (acked.cause, acked.consumer) == (CAUSE_SETTLED, "ann")
+    assert acked.sentence.startswith("It is settled: acked by ann at 20")
+    assert now_us <= acked.since_time_us <= time.time_ns() // 1_000
     spent = await stage.told(4)
     assert (spent.cause, spent.sentence) == (CAUSE_NO_CREDIT, "It waits for credit: ann takes no more for now.")
     assert (await stage.told(2)).cause == CAUSE_LEASED
@@ -152,6 +153,31 @@ async def test_failed_and_waiting(pair: SimpleNamespace) -> None:
     await next_event(ann, "deliver")
     again = await stage.told(1)
     assert (again.cause, again.attempt, again.failures[0].reason) == (CAUSE_LEASED, 2, "try again")
+    ann.cancel()
+
+
+async def test_a_dead_letter_has_its_number_and_since_when(pair: SimpleNamespace) -> None:
+    stage = Stage(pair.client, "dead")
+    await stage.publish(*[b""] * 300)
+    await stage.group()
+    ann = await stage.member("ann", 300)
+    before_us = time.time_ns() // 1_000
+    for offset in (250, 7, 8):
+        await stage.settle(ann, offset, reject=Reject(reason="no such customer"))
+    dead = await stage.told(7)
+    assert (dead.cause, dead.dead_letter, dead.attempt) == (CAUSE_DEAD_LETTER, 1, 1)
+    assert before_us <= dead.since_time_us <= time.time_ns() // 1_000
+    assert dead.sentence.startswith("It is dead letter 1 since 20")
+    assert dead.sentence.endswith("Z: given up after delivery 1 (no such customer); a redrive brings it back.")
+    assert [(await stage.told(offset)).dead_letter for offset in (250, 8)] == [0, 2]
+    select = DeadLetterSelection(from_number=1, until_number=2)
+    redrive = RedriveDeadLettersRequest(channel=stage.channel, group="g", select=select)
+    await stage.client.letters.RedriveDeadLetters(redrive)
+    assert (await stage.told(7)).cause == CAUSE_NO_CREDIT
+    drop = DropDeadLettersRequest(channel=stage.channel, group="g", select=DeadLetterSelection(from_number=2))
+    await stage.client.letters.DropDeadLetters(drop)
+    dropped = await stage.told(8)
+    assert (dropped.cause, dropped.HasField("dead_letter")) == (CAUSE_SETTLED, False)
     ann.cancel()
 
 

@@ -22,18 +22,21 @@ from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.health import Health
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.disk import DiskState
+from ringpost.node.journal.index import Row
 from ringpost.node.maintenance import Maintenance
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
+from ringpost.node.shard.scheduling import Schedule
 from ringpost.node.shard.shard import Stored
 from ringpost.node.storage import Opener, Storage, now_us
 from tests.node.journal.faulty_files import FaultyFiles
 from tests.node.shard.fakes import publish_of, texts_of
 
 DIRECTORY = Path("/data")
-CHANNELS = ("a", "b", "c", "d", "e")
+UNTRIMMED = "f"  # neither trimmed nor deleted
+CHANNELS = ("a", "b", "c", "d", "e", UNTRIMMED)
 GROUPED = ("a", "b")
 SHARDS = 8
 HOUR_US = 3_600_000_000
@@ -133,6 +136,7 @@ class Workload:
         actions: list[tuple[int, Callable[[], Any]]] = [
             (8, self.publish),
             (6, self.produce),
+            (6, self.delay),
             (6, self.settle),
             (2, self.trim),
             (1, self.configure),
@@ -193,6 +197,13 @@ class Workload:
         assert channel.shard.publish(channel, publish, self.asked("publish", name, texts, producer, first))
         self.sequences[key] = first + len(texts)
 
+    def delay(self) -> None:
+        """A batch that is due at once, soon, or not while this goes on."""
+        name = self.rng.choice((*CHANNELS, UNTRIMMED, UNTRIMMED))
+        channel, texts = self.node.storage.store.find(name), self.texts()
+        due_us = now_us() + self.rng.choice((1, 5_000, 50_000, HOUR_US))
+        channel.shard.publish(channel, publish_of(*texts, due_us=due_us), self.asked("delay", name, texts))
+
     def add_group(self, name: str) -> None:
         channel = self.node.storage.store.find(name)
         settings = GroupSettings(policy=RetryPolicy(dead_letters=True))
@@ -212,7 +223,7 @@ class Workload:
             group.settle(1, action, [(first, last)], False, lambda results, answer=answer: answer(_whole(results)))
 
     def trim(self) -> None:
-        name = self.rng.choice(CHANNELS)
+        name = self.rng.choice(CHANNELS[:-1])
         channel = self.node.storage.store.find(name)
         first = self.rng.randint(channel.first_offset, channel.end_offset)
         answer = self.asked("trim", name, first)
@@ -226,7 +237,7 @@ class Workload:
         channel.shard.set_channel(channel, limits, lambda error: answer(error or True))
 
     def delete(self) -> None:
-        name = self.rng.choice(CHANNELS[2:])
+        name = self.rng.choice(CHANNELS[2:-1])
         answer = self.asked("delete", name)
         store = self.node.storage.store
         store.delete(store.find(name), lambda error: answer(error or True))
@@ -249,7 +260,7 @@ class Knowledge:
     def __init__(self, events: list[Event]) -> None:
         self.asked = [event for event in events if not event.answered]
         self.answered = [event for event in events if event.answered]
-        self.texts = {text for event in self.asked if event.kind == "publish" for text in event.facts[0]}
+        self.texts = {text for event in self.asked if event.kind in ("publish", "delay") for text in event.facts[0]}
 
     def of(self, kind: str, name: str, life: int, *, answered: bool) -> list[Event]:
         events = self.answered if answered else self.asked
@@ -265,6 +276,7 @@ class Knowledge:
 async def check(node: Node, events: list[Event], *, damaged: bool = False) -> None:
     """All that was answered is there. With `damaged` a definite DATA_LOSS may stand in its place."""
     knowledge = Knowledge(events)
+    node.storage.store.log.schedules.release = _not_now  # what is due stays where it is while this looks at it
     if not damaged:
         assert node.storage.quarantined == []
         assert node.storage.report.damages == []
@@ -293,6 +305,7 @@ async def check_channel(node: Node, channel: Channel, knowledge: Knowledge, *, d
     fits = [life for life in range(oldest, newest + 1) if life_fits(channel, kept, knowledge, life, damaged=damaged)]
     assert fits, f"channel {channel.name}: an answered message is not there"
     check_repeats(channel, knowledge, fits)
+    await check_delayed(node, channel, kept, knowledge, damaged=damaged)
     group = (channel.groups or {}).get("g")
     if channel.name in GROUPED:
         if knowledge.of("group", channel.name, 0, answered=True):
@@ -335,6 +348,33 @@ def life_fits(channel: Channel, kept: dict[int, str], knowledge: Knowledge, life
             if offset >= channel.end_offset:
                 return False
     return True
+
+
+def _not_now(schedule: Schedule) -> None:
+    """Nothing is released."""
+
+
+async def check_delayed(
+    node: Node, channel: Channel, kept: dict[int, str], knowledge: Knowledge, *, damaged: bool
+) -> None:
+    """What is scheduled was asked for, and is not in the channel; what was answered is in one of the two."""
+    schedule = channel.shard.schedules.get(channel.number)
+    waiting: list[str] = []
+    for entries in schedule.table.entries() if schedule is not None else ():
+        for entry in entries:
+            try:
+                (frame,) = await node.storage.reading.fetch(channel, [Row(entry.number, entry.address, entry.length)])
+            except DataLoss:
+                assert damaged
+                continue
+            assert (frame.base_offset, frame.count) == (entry.due_us, entry.count)
+            waiting += texts_of(frame.body)
+    found = [*kept.values(), *waiting]
+    assert len(set(found)) == len(found), "nothing twice"
+    assert set(waiting) <= knowledge.texts
+    if channel.name == UNTRIMMED and not damaged:
+        answered = knowledge.of("delay", UNTRIMMED, 0, answered=True)
+        assert {text for event in answered for text in event.facts[0]} <= set(found), "none is lost"
 
 
 def check_repeats(channel: Channel, knowledge: Knowledge, lives: list[int]) -> None:

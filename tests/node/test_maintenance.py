@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ringpost.internal.v1.record_pb2 import DeadLetterFrame
+from ringpost.node import storage
 from ringpost.node.groups.changes import Reject
 from ringpost.node.groups.policy import RetryPolicy
 from ringpost.node.journal.segment import address_of, offset_of, segment_of, segment_path
@@ -17,10 +18,12 @@ from ringpost.node.shard.configure import set_group
 from ringpost.node.shard.group_frames import add_group
 from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.node.shard.log import frame_length
+from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2 import GroupConfig
 from tests.node.journal.faulty_files import FaultyFiles
 from tests.node.shard.fakes import Outcomes, batch_of, publish_of, texts_of
-from tests.node.storage_rig import DIRECTORY, Node, config_of
+from tests.node.shard.test_settle_any import Member
+from tests.node.storage_rig import DIRECTORY, HOUR_US, Node, config_of
 
 BIG = "x" * 1500
 
@@ -80,6 +83,38 @@ async def test_segments_with_little_alive_are_rewritten_and_go() -> None:
     again = await Node.open(files)
     assert again.storage.quarantined == []
     assert await texts(again, "keep") == expected
+    await again.close()
+
+
+async def test_what_is_scheduled_is_rewritten_and_read_where_it_lies_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = FaultyFiles()
+    config = config_of(max_batch_bytes=4096, max_message_bytes=4096, tail_cache_bytes=0)
+    node = await Node.open(files, config)
+    due_us, expected = storage.now_us() + HOUR_US, []
+    for number in range(4):
+        later = node.storage.store.find_or_add("later")
+        later.shard.publish(later, publish_of(f"{number}", due_us=due_us - number), [].append)
+        expected.insert(0, f"{number}")
+        for _ in range(5):
+            fill = await publish(node, "fill", BIG)
+    await trim(node, fill, fill.end_offset)
+    await publish(node, "fill", BIG)
+    for _ in range(2):
+        await node.maintenance.checkpoint()
+    (schedule,) = later.shard.schedules.values()
+    old = {segment_of(entry.address) for page in schedule.table.entries() for entry in page}
+    assert len(old) == 4
+    segments = await reclaimed(node)
+    assert not old.intersection(segments[:-1])
+    await node.close()
+    true_us = storage.now_us
+    monkeypatch.setattr(storage, "now_us", lambda: true_us() + HOUR_US)
+    again = await Node.open(files, config)
+    assert again.storage.quarantined == []
+    async with asyncio.timeout(20):
+        while again.storage.store.log.schedules.entries:
+            await asyncio.sleep(0.001)
+    assert await texts(again, "later") == expected
     await again.close()
 
 
@@ -237,3 +272,30 @@ async def test_a_checkpoint_is_written_only_when_all_that_it_knows_is_durable() 
     await writing
     assert [path for path in files.paths() if "checkpoint-" in path]
     await node.close()
+
+
+async def test_consumers_of_a_broadcast_group_that_nobody_uses_go_with_their_places() -> None:
+    files = FaultyFiles()
+    node = await Node.open(files, config_of())
+    channel = await publish(node, "a", "m")
+    config = GroupConfig(mode=GroupMode.GROUP_MODE_BROADCAST, consumer_expiry_ms=60_000)
+    settings = GroupSettings.of(config)
+    for name in ("g", "g/ann", "g/bob"):
+        add_group(channel, name, settings, 0, Outcomes())
+    await node.committed()
+    groups = channel.groups
+    assert groups is not None
+    groups["g/bob"].join(1, Member())
+    log, now_us = node.storage.store.log, node.storage.store.log.clock()
+    log.clock = lambda: now_us
+    await node.maintenance.expire_consumers()
+    assert list(groups) == ["g", "g/ann", "g/bob"]
+    now_us += 60_000_000
+    await node.maintenance.expire_consumers()
+    await node.committed()
+    assert list(groups) == ["g", "g/bob"]
+    await node.close()
+
+    again = await Node.open(files)
+    assert list(again.storage.store.find("a").groups or ()) == ["g", "g/bob"]
+    await again.close()

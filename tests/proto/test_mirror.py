@@ -67,6 +67,9 @@ PUBLISH = publish_pb2.PublishRequest(
     producer_epoch=2**32 - 1,
     first_sequence=2**63,
     expected_offset=2**64 - 1,
+    deliver_time_us=2**62,
+    delay_ms=2**40,
+    ttl_ms=2**40,
     traceparent=f"00-{1:032x}-{2:016x}-01",
 )
 DELIVERED = subscribe_pb2.DeliveredBatch(
@@ -78,6 +81,7 @@ DELIVERED = subscribe_pb2.DeliveredBatch(
     attempt=3,
     lease_ms=30_000,
     last_reason="timeout",
+    lease_token=b"\x01token",
     channel="orders.eu",
 )
 DELIVER = subscribe_pb2.Deliver(subscription_id=7, batches=[DELIVERED, DELIVERED])

@@ -1,4 +1,4 @@
-"""Long runs: `python -m tests.simulation SEEDS [--from N] [--jobs J] [--style S] [--mutation WORD]`."""
+"""Long runs: `python -m tests.simulation SEEDS [--from N] [--jobs J] [--style S] [--groups] [--mutation WORD]`."""
 
 import argparse
 import sys
@@ -9,8 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from typing import NamedTuple
 
-from tests.simulation.mutations import MUTATIONS, mutated
-from tests.simulation.plan import SECOND, STYLE_NAMES, make_plan
+from tests.simulation.group_mutations import GROUP_MUTATIONS
+from tests.simulation.group_plan import make_any_plan
+from tests.simulation.mutation import mutated
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.plan import SECOND, STYLE_NAMES
 from tests.simulation.shrink import shrink, story
 from tests.simulation.world import World
 
@@ -26,17 +29,20 @@ class Part(NamedTuple):
     healed_us: int
 
 
-def run_some(first: int, count: int, style: str, word: str) -> Part:
+def run_some(first: int, count: int, style: str, word: str, groups: bool) -> Part:
     """Runs seeds one by one; `word` names a mutation."""
-    mutation = next((m for m in MUTATIONS if word and word in m.name), None)
+    mutation = next((m for m in (*MUTATIONS, *GROUP_MUTATIONS) if word and word in m.name), None)
     failures, counts, healed = [], Counter[str](), 0
     with mutated(mutation) if mutation else nullcontext():
         for seed in range(first, first + count):
-            plan = make_plan(seed, style)
-            result = World(plan).run()
+            plan = make_any_plan(seed, style, groups=groups)
+            world = World(plan)
+            result = world.run()
             if result.failure:
                 failures.append((seed, plan.style, result.failure))
             counts.update(seeds=1, commits=result.commits, elections=result.elections, events=result.events)
+            if world.oracle.groups is not None:
+                counts.update(world.oracle.groups.counts())
             healed = max(healed, result.healed_us)
     return Part(failures, counts, healed)
 
@@ -44,7 +50,7 @@ def run_some(first: int, count: int, style: str, word: str) -> Part:
 def parts(args: argparse.Namespace) -> Iterator[Part]:
     """All of it, as it gets done."""
     chunks = [
-        (first, min(CHUNK, args.first + args.seeds - first), args.style, args.mutation)
+        (first, min(CHUNK, args.first + args.seeds - first), args.style, args.mutation, args.groups)
         for first in range(args.first, args.first + args.seeds, CHUNK)
     ]
     if args.jobs == 1:
@@ -63,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--style", default="", choices=("", *STYLE_NAMES), help="the kind of trouble")
     parser.add_argument("--mutation", default="", help="a word of the name of a guard that is taken out")
+    parser.add_argument("--groups", action="store_true", help="groups in every world, not only in each fourth")
     parser.add_argument("--trace", action="store_true", help="show the first seed as it is, whatever it comes to")
     return parser.parse_args()
 
@@ -71,7 +78,7 @@ def main() -> int:
     """1 when a seed fails; the first of those is made small and told."""
     args = arguments()
     if args.trace:
-        print(story(make_plan(args.first, args.style)))
+        print(story(make_any_plan(args.first, args.style, groups=args.groups)))
         return 0
     began = time.monotonic()
     failures: list[tuple[int, str, str]] = []
@@ -86,8 +93,12 @@ def main() -> int:
         print(f"seed {seed} ({style}): {failure}")
     if failures and not args.mutation:
         seed, _, failure = failures[0]
-        print(story(shrink(make_plan(seed, args.style), failure)))
+        print(story(shrink(make_any_plan(seed, args.style, groups=args.groups), failure)))
     took = time.monotonic() - began
+    print(
+        f"with groups {counts['with groups']}: {counts['deliveries']} deliveries, {counts['confirmed']} confirmed, "
+        f"{counts['dead letters']} dead letters, {counts['redriven']} redriven, {counts['seeks']} seeks"
+    )
     print(
         f"{counts['seeds']} seeds, {len(failures)} fail; {counts['commits']} commits, {counts['elections']} epochs, "
         f"{counts['events']} events in {took:.0f} s; well again within {healed / SECOND:.1f} s"

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from zlib import crc32
 
 from ringpost.node.replication.epochs import EpochCache
@@ -15,6 +15,9 @@ from tests.simulation.kernel import Violation
 # two logs with the same chain at a position are the same up to it.
 FRAME = Struct("<5I")
 _LINK = Struct("<4I")
+
+
+UNNUMBERED = (0, 0xFFFFFFFF)  # producers whose sequences are none: of EPOCH_START, and of what is about groups
 
 
 class Frame(NamedTuple):
@@ -31,6 +34,20 @@ def chained(before: int, epoch: int, position: int, producer: int, sequence: int
     """The frame that follows one with the chain `before`."""
     chain = crc32(_LINK.pack(epoch, position, producer, sequence), before)
     return Frame(epoch, position, producer, sequence, chain)
+
+
+class Mirror(Protocol):
+    """Somebody who makes a state of what is in a log, as it comes, goes and commits."""
+
+    def begin_epoch(self, epoch: int, session: int) -> None: ...
+
+    def pushed(self, frame: Frame) -> None: ...
+
+    def cut(self, end: int) -> None: ...
+
+    def checkpoint(self) -> bytes: ...
+
+    def installed(self, checkpoint: bytes) -> None: ...
 
 
 class SimLog:
@@ -50,6 +67,10 @@ class SimLog:
         self.saved_committed = 0
         self.mark = 0  # what the fsync under way covers
         self.cut_during = False
+        self.mirror: Mirror | None = None  # follows the log, in worlds with groups
+        self.mirrored = False  # whether there is one whenever its process lives
+        self.checkpoint = b""  # a state of the mirror at a position that is committed
+        self.checkpoint_position = 0
         self.on_commit: Callable[[SimLog, int, int], None] = lambda log, old, new: None
         self.on_miss: Callable[[SimLog, str], None] = lambda log, node: None
         self._disk = disk
@@ -62,7 +83,10 @@ class SimLog:
     # -- what the core does -----------------------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int, session: int) -> None:
-        self.append(epoch, 0, session)
+        if self.mirror is not None:
+            self.mirror.begin_epoch(epoch, session)
+        else:
+            self.append(epoch, 0, session)
 
     def append(self, epoch: int, producer: int, sequence: int) -> int:
         """The leader's; the position."""
@@ -75,14 +99,14 @@ class SimLog:
         self.epochs.note(frame.epoch, frame.position)
         self.frames.append(frame)
         self.end = frame.position
-        if frame.producer:
+        if frame.producer not in UNNUMBERED:
             self.where[frame.producer, frame.sequence] = frame.position
             self.last[frame.producer] = frame.sequence
 
     def _pop(self) -> Frame:
         frame = self.frames.pop()
         self.end -= 1
-        if frame.producer:
+        if frame.producer not in UNNUMBERED:
             del self.where[frame.producer, frame.sequence]
             if frame.sequence == 1:
                 del self.last[frame.producer]
@@ -109,6 +133,8 @@ class SimLog:
                 raise Violation(f"V2: {frame} does not continue the log of {self.replica_id}, which ends at {self.end}")
             chain = frame.chain
             self._push(frame)
+            if self.mirror is not None:
+                self.mirror.pushed(frame)
             self._disk.wrote(self, "append", None)
 
     def truncate(self, end: int) -> None:
@@ -121,6 +147,8 @@ class SimLog:
         self.durable = min(self.durable, end)
         self.mark = min(self.mark, end)
         self.settled, self.cut_during = False, True
+        if self.mirror is not None:
+            self.mirror.cut(end)
         self._disk.wrote(self, "cut", removed[::-1])
 
     def read(self, node: str, after: int, bytes_max: int) -> Frames | None:
@@ -137,11 +165,18 @@ class SimLog:
 
     def trim(self, before: int) -> None:
         """Drops what is before a position that is committed: a snapshot has it."""
+        if self.mirror is not None:
+            self._save(self.mirror.checkpoint())
+        if self.mirrored:
+            before = min(before, self.checkpoint_position)
         count = min(before, self.committed) - self.start + 1
         if count > 0:
             self.base_chain = self.frames[count - 1].chain
             del self.frames[:count]
             self.start += count
+
+    def _save(self, checkpoint: bytes) -> None:
+        self.checkpoint, self.checkpoint_position = checkpoint, self.committed
 
     def snapshot(self) -> bytes:
         """The state at `committed`."""
@@ -152,6 +187,7 @@ class SimLog:
                 "chain": self.chain_at(at),
                 "epochs": [entry for entry in self.epochs if entry[1] <= at],
                 "where": [(*key, position) for key, position in self.where.items() if position <= at],
+                "mirror": self.mirror.checkpoint().hex() if self.mirror is not None else "",
             }
         ).encode()
 
@@ -166,8 +202,11 @@ class SimLog:
         for producer, sequence in where:
             last[producer] = max(last.get(producer, 0), sequence)
         at = new["position"]
-        self._restore(([], at, at + 1, EpochCache(map(tuple, new["epochs"])), new["chain"], where, last, at))
+        self._restore(([], at, at + 1, EpochCache(map(tuple, new["epochs"])), new["chain"], where, last, at, b"", at))
         self.committed = at
+        self._save(bytes.fromhex(new["mirror"]))
+        if self.mirror is not None:
+            self.mirror.installed(self.checkpoint)
         self.durable = self.mark = 0
         self.settled, self.cut_during = False, True
         self.on_commit(self, at, at)
@@ -175,12 +214,14 @@ class SimLog:
     def _state(self) -> tuple[Any, ...]:
         return (
             self.frames, self.end, self.start, self.epochs, self.base_chain, self.where, self.last,
-            max(self.saved_committed, self.start - 1),
+            max(self.saved_committed, self.start - 1), self.checkpoint, self.checkpoint_position,
         )  # fmt: skip
 
     def _restore(self, state: tuple[Any, ...]) -> None:
-        self.frames, self.end, self.start, self.epochs, self.base_chain, self.where, self.last, saved = state
-        self.saved_committed = saved
+        (
+            self.frames, self.end, self.start, self.epochs, self.base_chain, self.where, self.last,
+            self.saved_committed, self.checkpoint, self.checkpoint_position,
+        ) = state  # fmt: skip
 
     # -- crashes ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +240,8 @@ class SimLog:
         """What there is after a crash is read, and fsynced again."""
         self.durable = self.end
         self.settled = True
-        self.committed = max(self.saved_committed, self.start - 1)
+        self.mirror = None
+        self.committed = max(self.saved_committed, self.start - 1, self.checkpoint_position)
 
 
 class Disk:

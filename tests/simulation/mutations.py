@@ -22,64 +22,12 @@ These guards are not here, because no run can show what their loss does as long 
   tests/node/replication tells it.
 """
 
-import inspect
-import textwrap
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
-from unittest.mock import patch
-
 from ringpost.cluster.view import ShardRecord
 from ringpost.node.replication.core import ReplicaCore
 from ringpost.node.replication.follower import Following
 from ringpost.node.replication.leader import Leading
+from tests.simulation.mutation import Cut, Mutation
 from tests.simulation.world import World
-
-
-class Cut(NamedTuple):
-    """In the source of a method, `old` becomes `new`."""
-
-    owner: type
-    method: str
-    old: str
-    new: str
-
-
-class Mutation(NamedTuple):
-    """Without a guard: seeds of a style of plans, from 0, show it after about `seeds` of them."""
-
-    name: str
-    seeds: int
-    style: str
-    cuts: tuple[Cut, ...]
-
-    @property
-    def most(self) -> int:
-        """How many are tried: every change of the core deals the cards anew."""
-        return 3 * self.seeds + 30
-
-
-@contextmanager
-def mutated(mutation: Mutation) -> Iterator[None]:
-    """The core is that way meanwhile."""
-    with ExitStack() as stack:
-        for owner, method in dict.fromkeys((cut.owner, cut.method) for cut in mutation.cuts):
-            cuts = [cut for cut in mutation.cuts if (cut.owner, cut.method) == (owner, method)]
-            stack.enter_context(patch.object(owner, method, _rewritten(owner, method, cuts)))
-        yield
-
-
-def _rewritten(owner: type, method: str, cuts: list[Cut]) -> Any:
-    written = inspect.getattr_static(owner, method)
-    function = written.fget if isinstance(written, property) else written
-    source = textwrap.dedent(inspect.getsource(function))
-    for cut in cuts:
-        assert source.count(cut.old) == 1, f"{owner.__name__}.{method} has not exactly one {cut.old!r}"
-        source = source.replace(cut.old, cut.new)
-    scope: dict[str, Any] = {}
-    exec(compile(source, inspect.getfile(function), "exec"), function.__globals__, scope)
-    return scope[method]
-
 
 MUTATIONS = (
     Mutation(

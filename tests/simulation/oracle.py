@@ -1,8 +1,7 @@
 """What must be true, checked where it could become false (the invariants V1 to V12 of ARCHITECTURE.md).
 
-Of V7 only this is here: no leader gives a group messages after a later one has. That confirmed acknowledgements never
-come back is not: groups live above the log, as a deterministic machine that applies what is committed; their own model
-tests show it.
+Of V7 only this is here: no leader gives a group messages after a later one has. The rest is in `group_oracle` and
+`group_truth`, for worlds that have groups.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ringpost.cluster.view import ShardRecord
-from tests.simulation.disk import Frame, SimLog
+from tests.simulation.disk import UNNUMBERED, Frame, SimLog
+from tests.simulation.group_oracle import GroupOracle
 from tests.simulation.kernel import Violation
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Oracle:
         self.world = world
         self.shards = [ShardTruth() for _ in range(world.plan.shards)]
         self.commits = 0
+        self.groups = GroupOracle(world.plan.shards) if world.plan.groups is not None else None
 
     # -- commits ----------------------------------------------------------------------------------------------------
 
@@ -62,12 +63,14 @@ class Oracle:
         self.commits += position - truth.end
         for frame in log.frames[truth.end + 1 - log.start : position + 1 - log.start]:
             self._append(truth, frame)
+            if self.groups is not None:
+                self.groups.truths[log.shard].commit(self.world.contents.of(log.shard, frame.chain))
         self.holders(log.shard)
 
     def _append(self, truth: ShardTruth, frame: Frame) -> None:
         truth.frames.append(frame)
         truth.chains.append(frame.chain)
-        if not frame.producer:
+        if frame.producer in UNNUMBERED:
             return
         key = frame.producer, frame.sequence
         if key in truth.where:
@@ -182,7 +185,7 @@ class Oracle:
                 return (
                     f"shard {shard}: {replica.replica_id} ends at {log.end}, {log.committed} committed, of {truth.end}"
                 )
-        return ""
+        return "" if self.groups is None else self.groups.unsettled(shard)
 
 
 def brief(record: ShardRecord) -> str:

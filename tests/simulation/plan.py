@@ -1,10 +1,15 @@
 """What a world is like and what befalls it: made from a seed, before anything runs, so that parts can be left out."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ringpost.node.replication.ports import Limits
+
+if TYPE_CHECKING:
+    from tests.simulation.group_plan import GroupsPlan
 
 SECOND = 1_000_000
 
@@ -37,6 +42,7 @@ class Plan(NamedTuple):
     style: str
     faults: tuple[Fault, ...]
     heal_us: int
+    groups: GroupsPlan | None = None  # see `group_plan`
 
 
 def make_plan(seed: int, style: str = "") -> Plan:

@@ -12,15 +12,14 @@ from ringpost.node.replication.core import LogEnd
 from tests.simulation.control import Controller
 from tests.simulation.disk import Disk
 from tests.simulation.etcd import View
+from tests.simulation.links import TICK_US, LinkWatch
 from tests.simulation.net import Stream
 from tests.simulation.replica import Hosted, parsed
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-TICK_US = 100_000
 RENEW_US = 2_000_000
-SILENCE_US = 2_500_000
 
 
 class Died(Exception):  # noqa: N818
@@ -53,9 +52,7 @@ class Process:
         self._pumping: set[str] = set()
         self._syncing_since: int | None = None
         self._starting = False
-        self._answered: dict[str, int] = {}  # when another node last answered
-        self._looked_us = self.now
-        self._reporting = False
+        self._links = LinkWatch(self)
         disk.on_dirty = self._dirty
         self.post(0, self._register)
         self.post(int(self.rng.random() * TICK_US), self._tick)
@@ -244,29 +241,7 @@ class Process:
             hosted.deliver()
         if self.controller is not None:
             self.controller.tick()
-        self._look_after_links()
-
-    def _look_after_links(self) -> None:
-        """Tells the store who has not answered for too long; who was frozen itself gives everybody time to."""
-        now, world, view = self.now, self.world, self.view
-        slept, self._looked_us = now - self._looked_us - TICK_US, now
-        for node in world.nodes:
-            other = world.process(node)
-            answers = other is not None and not other.frozen and world.net.reaches(self.node, node)
-            self._answered[node] = now if answers else self._answered.get(node, now) + max(0, slept)
-        if view is None or not self.session or self._reporting or self.node not in view.sessions:
-            return
-        late = (node for node, at in self._answered.items() if at + SILENCE_US <= now and node in view.sessions)
-        unreachable = frozenset(late) - {self.node}
-        if unreachable != view.unreachable.get(self.node, frozenset()):
-            self._reporting = True
-            report = partial(world.etcd.report, self.node, self.session, unreachable)
-            world.etcd.call(self, report, self._reported)
-
-    def _reported(self, _: Any, view: View | None) -> None:
-        self._reporting = False
-        if view is not None:
-            self.on_view(view)
+        self._links.look()
 
     def _dirty(self) -> None:
         if self._syncing_since is None:

@@ -13,6 +13,7 @@ from ringpost.node.replication.core import ReplicaCore
 from tests.simulation.disk import SimLog
 from tests.simulation.etcd import View
 from tests.simulation.kernel import Violation
+from tests.simulation.machine import Machine
 from tests.simulation.oracle import brief
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Hosted:
         self._partial: bytes | None = None
         world = process.world
         log.on_commit, log.on_miss = self._on_commit, self._on_miss
+        plan = world.plan.groups
+        self.machine = Machine(self, plan) if plan is not None else None
         self.core = ReplicaCore(log.shard, log, self, world.plan.limits, node=process.node, replica_id=log.replica_id)
 
     # -- Link -------------------------------------------------------------------------------------------------------
@@ -94,6 +97,8 @@ class Hosted:
         self.process.note("shard {}: {} serving={}", self.shard, self.core.role.value, self.core.serving)
         if leading is None:
             self.waiting.clear()
+        if self.machine is not None:
+            self.machine.changed()
 
     def alarm(self, what: str) -> None:
         raise Violation(f"V10: alarm of {self.log.replica_id}: {what}")
@@ -105,8 +110,12 @@ class Hosted:
         leading = self.core.leading
         if leading is None:
             oracle.followed(log, position)
+        else:
+            oracle.committed(log, position, leading.epoch, self.process)
+        if self.machine is not None and position > old:
+            self.machine.commit(position)
+        if leading is None:
             return
-        oracle.committed(log, position, leading.epoch, self.process)
         self.process.note("shard {}: commits {} in epoch {}", self.shard, position, leading.epoch)
         done = [waiter for waiter in self.waiting if waiter[0] <= position]
         if done:
@@ -151,16 +160,26 @@ class Hosted:
                 return
         else:
             assert self.core.leading is not None
-            position = log.append(self.core.leading.epoch, producer, sequence)
+            if self.machine is None:
+                position = log.append(self.core.leading.epoch, producer, sequence)
+            elif self.machine.serving:
+                position = self.machine.publish(producer, sequence)
+            else:
+                answer("refused", 0)
+                return
             self.process.trip("append")
             self.core.appended(self.process.now)
         self.waiting.append((position, producer, sequence, answer))
 
     def deliver(self) -> None:
         """Gives a group something, if it may."""
-        leading = self.core.leading
-        if leading is not None and self.core.may_deliver(self.process.now):
-            self.process.world.oracle.delivered(self.shard, leading.epoch)
+        if self.core.leading is not None and self.core.may_deliver(self.process.now):
+            self.delivers()
+
+    def delivers(self) -> None:
+        """A group is given something."""
+        assert self.core.leading is not None
+        self.process.world.oracle.delivered(self.shard, self.core.leading.epoch)
 
     def visible_end(self, epoch: int) -> tuple[int, int] | None:
         """Epoch and the last position that a reader may know of, who has heard of an epoch; None: ask elsewhere."""

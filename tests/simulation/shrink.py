@@ -47,6 +47,8 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield plan._replace(window=1)
     if plan.think_us < 2 * SECOND:
         yield plan._replace(think_us=plan.think_us * 2)
+    if plan.groups is not None:
+        yield from (plan._replace(groups=smaller) for smaller in plan.groups.smaller())
 
 
 def _with(plan: Plan, faults: tuple) -> Plan:

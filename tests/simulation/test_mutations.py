@@ -2,7 +2,10 @@
 
 import pytest
 
-from tests.simulation.mutations import MUTATIONS, Mutation, mutated
+from tests.simulation.group_mutations import GROUP_MUTATIONS
+from tests.simulation.group_plan import make_group_plan
+from tests.simulation.mutation import Mutation, mutated
+from tests.simulation.mutations import MUTATIONS
 from tests.simulation.plan import make_plan
 from tests.simulation.shrink import fails, kind_of, shrink
 from tests.simulation.world import World
@@ -14,6 +17,16 @@ def test_a_guard_that_is_missing_is_missed(mutation: Mutation) -> None:
     with mutated(mutation):
         for seed in range(mutation.most):
             if World(make_plan(seed, mutation.style)).run().failure:
+                return
+    pytest.fail(f"{mutation.most} worlds, and nobody noticed")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutation", GROUP_MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_guard_of_groups_that_is_missing_is_missed(mutation: Mutation) -> None:
+    with mutated(mutation):
+        for seed in range(mutation.most):
+            if World(make_group_plan(seed, mutation.style)).run().failure:
                 return
     pytest.fail(f"{mutation.most} worlds, and nobody noticed")
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import random
 import traceback
-from typing import NamedTuple
+from collections.abc import Coroutine
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 from ringpost.cluster.view import Leader, Replica, ShardRecord
 from tests.simulation.clients import Publisher, Reader
+from tests.simulation.contents import Contents
+from tests.simulation.deeds import Deeds
 from tests.simulation.disk import Disk, SimLog
 from tests.simulation.etcd import Etcd
 from tests.simulation.faults import Faults
+from tests.simulation.group_oracle import GroupOracle
 from tests.simulation.kernel import Kernel, Violation
+from tests.simulation.machine import node_code
 from tests.simulation.net import Network
 from tests.simulation.oracle import Oracle, brief
 from tests.simulation.plan import SECOND, Plan
 from tests.simulation.process import Process
+from tests.simulation.seats import Consumer, Operator
 
 ACCEPT_US = 30 * SECOND  # every shard takes a publish by then
 SETTLE_US = 60 * SECOND  # and nothing is pending
@@ -54,6 +61,10 @@ class World:
         self._accepted: set[int] = set()
         self.net = Network(self)
         self.oracle = Oracle(self)
+        self.group_rng = random.Random(plan.seed + 2)
+        self.contents = Contents()
+        self.coroutines: set[Coroutine[Any, Any, None]] = set()
+        self.deeds = Deeds(self)
         self.etcd = Etcd(self, [self._first_record(shard) for shard in range(plan.shards)], plan.ttl_us)
         self.faults = Faults(self)
         for disk in self.disks.values():
@@ -75,6 +86,11 @@ class World:
     def _watch(self, disk: Disk) -> None:
         self.logs.update(disk.logs)
         disk.on_create = self.logs.__setitem__
+
+    @property
+    def group_oracle(self) -> GroupOracle:
+        assert self.oracle.groups is not None
+        return self.oracle.groups
 
     def new_number(self) -> int:
         self._numbers += 1
@@ -161,13 +177,16 @@ class World:
         """Until all is well again, or something is wrong."""
         failure = ""
         try:
-            self._run()
+            with node_code(self) if self.plan.groups is not None else nullcontext():
+                self._run()
         except Violation as violation:
             failure = str(violation)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             failure = f"{type(error).__name__} in {where.name}: {error}"
             self.note("world", traceback.format_exc())
+        for coroutine in self.coroutines:
+            coroutine.close()
         healed = self.kernel.now - self.healed_us if self.healed_us else 0
         elections = sum(record.epoch for record in self.etcd.records)
         return Result(failure, self.oracle.commits, elections, self.kernel.events, healed)
@@ -180,6 +199,11 @@ class World:
             for _ in range(plan.publishers):
                 Publisher(self, shard, plan.window)
             Reader(self, shard)
+            if plan.groups is not None:
+                Operator(self, shard)
+                for group in plan.groups.groups:
+                    for _ in range(group.consumers):
+                        Consumer(self, shard, group)
         for fault in plan.faults:
             self.kernel.at(fault.at_us, self._befall, fault.kind, fault.args)
         self.kernel.run(plan.heal_us)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/channel.proto\x12\x0bringpost.v1\"\x9b\x02\n\rChannelConfig\x12\x1d\n\x10retention_age_ms\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0fretention_bytes\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x1f\n\x12retention_messages\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1e\n\x11max_message_bytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x1c\n\x0f\x64\x65\x64up_window_ms\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x13\n\x11_retention_age_msB\x12\n\x10_retention_bytesB\x15\n\x13_retention_messagesB\x14\n\x12_max_message_bytesB\x12\n\x10_dedup_window_msJ\x04\x08\x06\x10\x10\"\x8f\x02\n\x0b\x43hannelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x12\n\nend_offset\x18\x04 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x63reated_time_us\x18\x06 \x01(\x03\x12\x13\n\x0bgroup_count\x18\x07 \x01(\r\x12\x1a\n\x12subscription_count\x18\x08 \x01(\r\x12\r\n\x05shard\x18\t \x01(\r\x12\r\n\x05owner\x18\n \x01(\t\x12\r\n\x05\x65poch\x18\x0b \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\x0c \x01(\x08\"M\n\x11\x41\x64\x64\x43hannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\"?\n\x12\x41\x64\x64\x43hannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"!\n\x11GetChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetChannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"L\n\x13ListChannelsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x14ListChannelsResponse\x12*\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x18.ringpost.v1.ChannelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x11SetChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\"?\n\x12SetChannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"Q\n\x13PurgeChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\rbefore_offset\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_before_offset\"A\n\x14PurgeChannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"$\n\x14\x44\x65leteChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteChannelResponse2\xff\x03\n\x0e\x43hannelService\x12M\n\nAddChannel\x12\x1e.ringpost.v1.AddChannelRequest\x1a\x1f.ringpost.v1.AddChannelResponse\x12M\n\nGetChannel\x12\x1e.ringpost.v1.GetChannelRequest\x1a\x1f.ringpost.v1.GetChannelResponse\x12S\n\x0cListChannels\x12 .ringpost.v1.ListChannelsRequest\x1a!.ringpost.v1.ListChannelsResponse\x12M\n\nSetChannel\x12\x1e.ringpost.v1.SetChannelRequest\x1a\x1f.ringpost.v1.SetChannelResponse\x12S\n\x0cPurgeChannel\x12 .ringpost.v1.PurgeChannelRequest\x1a!.ringpost.v1.PurgeChannelResponse\x12V\n\rDeleteChannel\x12!.ringpost.v1.DeleteChannelRequest\x1a\".ringpost.v1.DeleteChannelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/channel.proto\x12\x0bringpost.v1\"\x9b\x02\n\rChannelConfig\x12\x1d\n\x10retention_age_ms\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0fretention_bytes\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x1f\n\x12retention_messages\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1e\n\x11max_message_bytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x1c\n\x0f\x64\x65\x64up_window_ms\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x13\n\x11_retention_age_msB\x12\n\x10_retention_bytesB\x15\n\x13_retention_messagesB\x14\n\x12_max_message_bytesB\x12\n\x10_dedup_window_msJ\x04\x08\x06\x10\x10\"\xc2\x02\n\x0b\x43hannelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x12\n\nend_offset\x18\x04 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x63reated_time_us\x18\x06 \x01(\x03\x12\x13\n\x0bgroup_count\x18\x07 \x01(\r\x12\x1a\n\x12subscription_count\x18\x08 \x01(\r\x12\r\n\x05shard\x18\t \x01(\r\x12\r\n\x05owner\x18\n \x01(\t\x12\r\n\x05\x65poch\x18\x0b \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\x0c \x01(\x08\x12\x11\n\tscheduled\x18\r \x01(\x04\x12\x1e\n\x16next_scheduled_time_us\x18\x0e \x01(\x03\"M\n\x11\x41\x64\x64\x43hannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\"?\n\x12\x41\x64\x64\x43hannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"!\n\x11GetChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetChannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"L\n\x13ListChannelsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x14ListChannelsResponse\x12*\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x18.ringpost.v1.ChannelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x11SetChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.ringpost.v1.ChannelConfig\"?\n\x12SetChannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"Q\n\x13PurgeChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\rbefore_offset\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_before_offset\"A\n\x14PurgeChannelResponse\x12)\n\x07\x63hannel\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.ChannelInfo\"$\n\x14\x44\x65leteChannelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteChannelResponse2\xff\x03\n\x0e\x43hannelService\x12M\n\nAddChannel\x12\x1e.ringpost.v1.AddChannelRequest\x1a\x1f.ringpost.v1.AddChannelResponse\x12M\n\nGetChannel\x12\x1e.ringpost.v1.GetChannelRequest\x1a\x1f.ringpost.v1.GetChannelResponse\x12S\n\x0cListChannels\x12 .ringpost.v1.ListChannelsRequest\x1a!.ringpost.v1.ListChannelsResponse\x12M\n\nSetChannel\x12\x1e.ringpost.v1.SetChannelRequest\x1a\x1f.ringpost.v1.SetChannelResponse\x12S\n\x0cPurgeChannel\x12 .ringpost.v1.PurgeChannelRequest\x1a!.ringpost.v1.PurgeChannelResponse\x12V\n\rDeleteChannel\x12!.ringpost.v1.DeleteChannelRequest\x1a\".ringpost.v1.DeleteChannelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANNELCONFIG']._serialized_start=43
   _globals['_CHANNELCONFIG']._serialized_end=326
   _globals['_CHANNELINFO']._serialized_start=329
-  _globals['_CHANNELINFO']._serialized_end=600
-  _globals['_ADDCHANNELREQUEST']._serialized_start=602
-  _globals['_ADDCHANNELREQUEST']._serialized_end=679
-  _globals['_ADDCHANNELRESPONSE']._serialized_start=681
-  _globals['_ADDCHANNELRESPONSE']._serialized_end=744
-  _globals['_GETCHANNELREQUEST']._serialized_start=746
-  _globals['_GETCHANNELREQUEST']._serialized_end=779
-  _globals['_GETCHANNELRESPONSE']._serialized_start=781
-  _globals['_GETCHANNELRESPONSE']._serialized_end=844
-  _globals['_LISTCHANNELSREQUEST']._serialized_start=846
-  _globals['_LISTCHANNELSREQUEST']._serialized_end=922
-  _globals['_LISTCHANNELSRESPONSE']._serialized_start=924
-  _globals['_LISTCHANNELSRESPONSE']._serialized_end=1015
-  _globals['_SETCHANNELREQUEST']._serialized_start=1017
-  _globals['_SETCHANNELREQUEST']._serialized_end=1094
-  _globals['_SETCHANNELRESPONSE']._serialized_start=1096
-  _globals['_SETCHANNELRESPONSE']._serialized_end=1159
-  _globals['_PURGECHANNELREQUEST']._serialized_start=1161
-  _globals['_PURGECHANNELREQUEST']._serialized_end=1242
-  _globals['_PURGECHANNELRESPONSE']._serialized_start=1244
-  _globals['_PURGECHANNELRESPONSE']._serialized_end=1309
-  _globals['_DELETECHANNELREQUEST']._serialized_start=1311
-  _globals['_DELETECHANNELREQUEST']._serialized_end=1347
-  _globals['_DELETECHANNELRESPONSE']._serialized_start=1349
-  _globals['_DELETECHANNELRESPONSE']._serialized_end=1372
-  _globals['_CHANNELSERVICE']._serialized_start=1375
-  _globals['_CHANNELSERVICE']._serialized_end=1886
+  _globals['_CHANNELINFO']._serialized_end=651
+  _globals['_ADDCHANNELREQUEST']._serialized_start=653
+  _globals['_ADDCHANNELREQUEST']._serialized_end=730
+  _globals['_ADDCHANNELRESPONSE']._serialized_start=732
+  _globals['_ADDCHANNELRESPONSE']._serialized_end=795
+  _globals['_GETCHANNELREQUEST']._serialized_start=797
+  _globals['_GETCHANNELREQUEST']._serialized_end=830
+  _globals['_GETCHANNELRESPONSE']._serialized_start=832
+  _globals['_GETCHANNELRESPONSE']._serialized_end=895
+  _globals['_LISTCHANNELSREQUEST']._serialized_start=897
+  _globals['_LISTCHANNELSREQUEST']._serialized_end=973
+  _globals['_LISTCHANNELSRESPONSE']._serialized_start=975
+  _globals['_LISTCHANNELSRESPONSE']._serialized_end=1066
+  _globals['_SETCHANNELREQUEST']._serialized_start=1068
+  _globals['_SETCHANNELREQUEST']._serialized_end=1145
+  _globals['_SETCHANNELRESPONSE']._serialized_start=1147
+  _globals['_SETCHANNELRESPONSE']._serialized_end=1210
+  _globals['_PURGECHANNELREQUEST']._serialized_start=1212
+  _globals['_PURGECHANNELREQUEST']._serialized_end=1293
+  _globals['_PURGECHANNELRESPONSE']._serialized_start=1295
+  _globals['_PURGECHANNELRESPONSE']._serialized_end=1360
+  _globals['_DELETECHANNELREQUEST']._serialized_start=1362
+  _globals['_DELETECHANNELREQUEST']._serialized_end=1398
+  _globals['_DELETECHANNELRESPONSE']._serialized_start=1400
+  _globals['_DELETECHANNELRESPONSE']._serialized_end=1423
+  _globals['_CHANNELSERVICE']._serialized_start=1426
+  _globals['_CHANNELSERVICE']._serialized_end=1937
 # @@protoc_insertion_point(module_scope)

@@ -99,6 +99,8 @@ class ChannelInfo(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    NEXT_SCHEDULED_TIME_US_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     first_offset: _builtins.int
@@ -123,6 +125,10 @@ class ChannelInfo(_message.Message):
     """Its shard is damaged and refuses work; what is said here is what could be read before the damage. Only in lists:
     everything else about such a channel is answered with DATA_LOSS SHARD_QUARANTINED.
     """
+    scheduled: _builtins.int
+    """Delayed messages that are not due yet, see PublishRequest.deliver_time_us."""
+    next_scheduled_time_us: _builtins.int
+    """When the first of them is due; 0: none."""
     @_builtins.property
     def config(self) -> Global___ChannelConfig:
         """Every field present."""
@@ -142,10 +148,12 @@ class ChannelInfo(_message.Message):
         owner: _builtins.str = ...,
         epoch: _builtins.int = ...,
         damaged: _builtins.bool = ...,
+        scheduled: _builtins.int = ...,
+        next_scheduled_time_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "damaged", b"damaged", "end_offset", b"end_offset", "epoch", b"epoch", "first_offset", b"first_offset", "group_count", b"group_count", "name", b"name", "owner", b"owner", "shard", b"shard", "stored_bytes", b"stored_bytes", "subscription_count", b"subscription_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "damaged", b"damaged", "end_offset", b"end_offset", "epoch", b"epoch", "first_offset", b"first_offset", "group_count", b"group_count", "name", b"name", "next_scheduled_time_us", b"next_scheduled_time_us", "owner", b"owner", "scheduled", b"scheduled", "shard", b"shard", "stored_bytes", b"stored_bytes", "subscription_count", b"subscription_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

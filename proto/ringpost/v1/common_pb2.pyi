@@ -83,6 +83,10 @@ class _GroupModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupMode.V
     """One consumer: while it is attached, the opening of another is refused with RESOURCE_EXHAUSTED, GROUP_OCCUPIED."""
     GROUP_MODE_FAILOVER: _GroupMode.ValueType  # 4
     """One active consumer, the one that came first; the others wait attached, and the next takes over when it leaves."""
+    GROUP_MODE_BROADCAST: _GroupMode.ValueType  # 5
+    """Every consumer gets every message: each has, by the name that it gives (`OpenSubscription.consumer`, required), a
+    durable place, leases and retries of its own, made when it first comes. Streams of the same name share.
+    """
 
 class GroupMode(_GroupMode, metaclass=_GroupModeEnumTypeWrapper):
     """How a group shares its messages."""
@@ -101,6 +105,10 @@ GROUP_MODE_EXCLUSIVE: GroupMode.ValueType  # 3
 """One consumer: while it is attached, the opening of another is refused with RESOURCE_EXHAUSTED, GROUP_OCCUPIED."""
 GROUP_MODE_FAILOVER: GroupMode.ValueType  # 4
 """One active consumer, the one that came first; the others wait attached, and the next takes over when it leaves."""
+GROUP_MODE_BROADCAST: GroupMode.ValueType  # 5
+"""Every consumer gets every message: each has, by the name that it gives (`OpenSubscription.consumer`, required), a
+durable place, leases and retries of its own, made when it first comes. Streams of the same name share.
+"""
 Global___GroupMode: _TypeAlias = GroupMode  # noqa: Y015
 
 @_typing.final

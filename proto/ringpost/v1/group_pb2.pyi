@@ -99,6 +99,9 @@ class GroupConfig(_message.Message):
     DEAD_LETTER_AGE_MS_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_BYTES_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    EXPIRED_TO_DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    MAX_CONSUMERS_FIELD_NUMBER: _builtins.int
+    CONSUMER_EXPIRY_MS_FIELD_NUMBER: _builtins.int
     mode: _common_pb2.GroupMode.ValueType
     """Fixed when the group is made. Unset: SHARED."""
     ack_deadline_ms: _builtins.int
@@ -111,7 +114,7 @@ class GroupConfig(_message.Message):
     """
     dead_letters: _builtins.bool
     """Whether what is rejected or given up is kept as dead letters, see dead_letter.proto; otherwise it is settled and
-    counted. Default: true.
+    counted. Default: true; in mode BROADCAST false, and nothing else.
     """
     dead_letter_age_ms: _builtins.int
     """Dead letters go when they are older: milliseconds; 0: never. Default: 1,209,600,000 (fourteen days);
@@ -125,6 +128,17 @@ class GroupConfig(_message.Message):
     """Only messages that this lets through are delivered, see OpenSubscription.filter; the others count as acked when the
     group has come to them. Empty, the default: all. SetGroup with another one closes the group's subscriptions with
     UNAVAILABLE, GROUP_MOVED; it counts for all messages that are not settled then, but for those that have failed.
+    """
+    expired_to_dead_letters: _builtins.bool
+    """Whether messages whose time to live is over (PublishRequest.ttl_ms) become dead letters, with reason "expired", as if
+    they had been rejected; otherwise they are settled as if acked. Default: false. One that is redriven is as old as before,
+    and expires again.
+    """
+    max_consumers: _builtins.int
+    """BROADCAST: most consumers: 1 to 10,000; default 1,000. Each counts as a group of the node."""
+    consumer_expiry_ms: _builtins.int
+    """BROADCAST: a consumer that has had no subscription for so long is removed with its place: 60,000 to 31,536,000,000;
+    0: never. Default: 604,800,000 (seven days). Another owner, or a restart, counts anew.
     """
     @_builtins.property
     def retry(self) -> Global___RetryPolicy:
@@ -142,27 +156,38 @@ class GroupConfig(_message.Message):
         dead_letter_age_ms: _builtins.int | None = ...,
         dead_letter_bytes: _builtins.int | None = ...,
         filter: _builtins.str | None = ...,
+        expired_to_dead_letters: _builtins.bool | None = ...,
+        max_consumers: _builtins.int | None = ...,
+        consumer_expiry_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms", "_consumer_expiry_ms", b"_consumer_expiry_ms", "_dead_letter_age_ms", b"_dead_letter_age_ms", "_dead_letter_bytes", b"_dead_letter_bytes", "_dead_letters", b"_dead_letters", "_expired_to_dead_letters", b"_expired_to_dead_letters", "_filter", b"_filter", "_max_attempts", b"_max_attempts", "_max_consumers", b"_max_consumers", "_max_in_flight", b"_max_in_flight", "ack_deadline_ms", b"ack_deadline_ms", "consumer_expiry_ms", b"consumer_expiry_ms", "dead_letter_age_ms", b"dead_letter_age_ms", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "expired_to_dead_letters", b"expired_to_dead_letters", "filter", b"filter", "max_attempts", b"max_attempts", "max_consumers", b"max_consumers", "max_in_flight", b"max_in_flight", "mode", b"mode", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ack_deadline_ms: _TypeAlias = _typing.Literal["ack_deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__ack_deadline_ms: _TypeAlias = _typing.Literal["_ack_deadline_ms", b"_ack_deadline_ms"]  # noqa: Y015
+    _WhichOneofReturnType__consumer_expiry_ms: _TypeAlias = _typing.Literal["consumer_expiry_ms"]  # noqa: Y015
+    _WhichOneofArgType__consumer_expiry_ms: _TypeAlias = _typing.Literal["_consumer_expiry_ms", b"_consumer_expiry_ms"]  # noqa: Y015
     _WhichOneofReturnType__dead_letter_age_ms: _TypeAlias = _typing.Literal["dead_letter_age_ms"]  # noqa: Y015
     _WhichOneofArgType__dead_letter_age_ms: _TypeAlias = _typing.Literal["_dead_letter_age_ms", b"_dead_letter_age_ms"]  # noqa: Y015
     _WhichOneofReturnType__dead_letter_bytes: _TypeAlias = _typing.Literal["dead_letter_bytes"]  # noqa: Y015
     _WhichOneofArgType__dead_letter_bytes: _TypeAlias = _typing.Literal["_dead_letter_bytes", b"_dead_letter_bytes"]  # noqa: Y015
     _WhichOneofReturnType__dead_letters: _TypeAlias = _typing.Literal["dead_letters"]  # noqa: Y015
     _WhichOneofArgType__dead_letters: _TypeAlias = _typing.Literal["_dead_letters", b"_dead_letters"]  # noqa: Y015
+    _WhichOneofReturnType__expired_to_dead_letters: _TypeAlias = _typing.Literal["expired_to_dead_letters"]  # noqa: Y015
+    _WhichOneofArgType__expired_to_dead_letters: _TypeAlias = _typing.Literal["_expired_to_dead_letters", b"_expired_to_dead_letters"]  # noqa: Y015
     _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
     _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__max_consumers: _TypeAlias = _typing.Literal["max_consumers"]  # noqa: Y015
+    _WhichOneofArgType__max_consumers: _TypeAlias = _typing.Literal["_max_consumers", b"_max_consumers"]  # noqa: Y015
     _WhichOneofReturnType__max_in_flight: _TypeAlias = _typing.Literal["max_in_flight"]  # noqa: Y015
     _WhichOneofArgType__max_in_flight: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ack_deadline_ms) -> _WhichOneofReturnType__ack_deadline_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__consumer_expiry_ms) -> _WhichOneofReturnType__consumer_expiry_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter_age_ms) -> _WhichOneofReturnType__dead_letter_age_ms | None: ...
     @_typing.overload
@@ -170,9 +195,13 @@ class GroupConfig(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letters) -> _WhichOneofReturnType__dead_letters | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expired_to_dead_letters) -> _WhichOneofReturnType__expired_to_dead_letters | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_consumers) -> _WhichOneofReturnType__max_consumers | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_flight) -> _WhichOneofReturnType__max_in_flight | None: ...
 
@@ -180,7 +209,9 @@ Global___GroupConfig: _TypeAlias = GroupConfig  # noqa: Y015
 
 @_typing.final
 class GroupInfo(_message.Message):
-    """A group now."""
+    """A group now. In mode BROADCAST the numbers are those of all consumers: `settled_below` the least, `pending` and the lag
+    the greatest, the others sums; without consumers as a new one would begin.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -202,6 +233,7 @@ class GroupInfo(_message.Message):
     LAG_BYTES_FIELD_NUMBER: _builtins.int
     LAG_MS_FIELD_NUMBER: _builtins.int
     FILTERED_FIELD_NUMBER: _builtins.int
+    CONSUMERS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """The channel it reads."""
     name: _builtins.str
@@ -237,11 +269,15 @@ class GroupInfo(_message.Message):
     """Settled because a filter did not let them through, since the group was made; a seek brings some of them again."""
     @_builtins.property
     def config(self) -> Global___GroupConfig:
-        """Every field present."""
+        """Every field present, those about consumers in mode BROADCAST."""
 
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
         """Live subscriptions, through whichever node."""
+
+    @_builtins.property
+    def consumers(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupConsumer]:
+        """BROADCAST: by name. Not in lists."""
 
     def __init__(
         self,
@@ -264,16 +300,63 @@ class GroupInfo(_message.Message):
         lag_bytes: _builtins.int = ...,
         lag_ms: _builtins.int | None = ...,
         filtered: _builtins.int = ...,
+        consumers: _abc.Iterable[Global___GroupConsumer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "config", b"config", "lag_ms", b"lag_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "filtered", b"filtered", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "channel", b"channel", "config", b"config", "consumers", b"consumers", "created_time_us", b"created_time_us", "dead_letter_bytes", b"dead_letter_bytes", "dead_letters", b"dead_letters", "end_offset", b"end_offset", "filtered", b"filtered", "in_flight", b"in_flight", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "members", b"members", "name", b"name", "next_dead_letter", b"next_dead_letter", "paused", b"paused", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "to_redeliver", b"to_redeliver"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
     _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_ms) -> _WhichOneofReturnType__lag_ms | None: ...
 
 Global___GroupInfo: _TypeAlias = GroupInfo  # noqa: Y015
+
+@_typing.final
+class GroupConsumer(_message.Message):
+    """One consumer of a BROADCAST group, connected or not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    SETTLED_BELOW_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    TO_REDELIVER_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    """Its name."""
+    settled_below: _builtins.int
+    """Everything below is settled by it."""
+    pending: _builtins.int
+    """Committed and not settled by it, in flight included."""
+    in_flight: _builtins.int
+    """Leased to it now."""
+    to_redeliver: _builtins.int
+    """Waiting for another delivery to it."""
+    rejected: _builtins.int
+    """Rejected, or failed for the last time."""
+    subscriptions: _builtins.int
+    """Its live subscriptions."""
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        settled_below: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        to_redeliver: _builtins.int = ...,
+        rejected: _builtins.int = ...,
+        subscriptions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "in_flight", b"in_flight", "pending", b"pending", "rejected", b"rejected", "settled_below", b"settled_below", "subscriptions", b"subscriptions", "to_redeliver", b"to_redeliver"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupConsumer: _TypeAlias = GroupConsumer  # noqa: Y015
 
 @_typing.final
 class GroupMember(_message.Message):
@@ -470,10 +553,13 @@ class SeekGroupRequest(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required."""
     name: _builtins.str
     """Required."""
+    consumer: _builtins.str
+    """BROADCAST: the consumer to move. Empty: where new consumers begin; those that there are stay where they are."""
     @_builtins.property
     def to(self) -> _common_pb2.Start:
         """Required."""
@@ -484,10 +570,11 @@ class SeekGroupRequest(_message.Message):
         channel: _builtins.str = ...,
         name: _builtins.str = ...,
         to: _common_pb2.Start | None = ...,
+        consumer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "name", b"name", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "name", b"name", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -699,6 +786,49 @@ class DeleteGroupResponse(_message.Message):
 Global___DeleteGroupResponse: _TypeAlias = DeleteGroupResponse  # noqa: Y015
 
 @_typing.final
+class DeleteConsumerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Required."""
+    group: _builtins.str
+    """Required."""
+    consumer: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        group: _builtins.str = ...,
+        consumer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteConsumerRequest: _TypeAlias = DeleteConsumerRequest  # noqa: Y015
+
+@_typing.final
+class DeleteConsumerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteConsumerResponse: _TypeAlias = DeleteConsumerResponse  # noqa: Y015
+
+@_typing.final
 class SettleMessagesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -707,13 +837,19 @@ class SettleMessagesRequest(_message.Message):
     RANGES_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
+    NACK_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
+    LEASE_TOKENS_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required."""
     group: _builtins.str
     """Required."""
+    consumer: _builtins.str
+    """BROADCAST: whose messages; required, but with `lease_tokens`, which then are all of one consumer."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OffsetRange]:
-        """1 to 1,000 ranges."""
+        """1 to 1,000 ranges; with `lease_tokens` 0 to 1,000."""
 
     @_builtins.property
     def ack(self) -> _subscribe_pb2.Ack:
@@ -723,6 +859,18 @@ class SettleMessagesRequest(_message.Message):
     def reject(self) -> _subscribe_pb2.Reject:
         """Will never be done: settled, counted as rejected, kept as a dead letter with its reason."""
 
+    @_builtins.property
+    def nack(self) -> _subscribe_pb2.Nack:
+        """Not done; again after a delay, to any member, with attempt + 1. Needs `lease_tokens`."""
+
+    @_builtins.property
+    def extend(self) -> _subscribe_pb2.Extend:
+        """Still working: the lease ends after this time from now. Needs `lease_tokens`."""
+
+    @_builtins.property
+    def lease_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """0 to 1,000 of DeliveredBatch.lease_token."""
+
     def __init__(
         self,
         *,
@@ -731,12 +879,16 @@ class SettleMessagesRequest(_message.Message):
         ranges: _abc.Iterable[_common_pb2.OffsetRange] | None = ...,
         ack: _subscribe_pb2.Ack | None = ...,
         reject: _subscribe_pb2.Reject | None = ...,
+        nack: _subscribe_pb2.Nack | None = ...,
+        extend: _subscribe_pb2.Extend | None = ...,
+        lease_tokens: _abc.Iterable[_builtins.bytes] | None = ...,
+        consumer: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "reject", b"reject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "extend", b"extend", "nack", b"nack", "reject", b"reject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "group", b"group", "ranges", b"ranges", "reject", b"reject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "consumer", b"consumer", "extend", b"extend", "group", b"group", "lease_tokens", b"lease_tokens", "nack", b"nack", "ranges", b"ranges", "reject", b"reject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "reject"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "reject", "nack", "extend"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
@@ -749,7 +901,7 @@ class SettleMessagesResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_subscribe_pb2.SettledRange]:
-        """One entry for each run of messages with the same outcome, ascending: DONE, ALREADY, or UNKNOWN beyond the end."""
+        """One entry for each run of messages with the same outcome, ascending; with tokens in their order, ascending in each."""
 
     def __init__(
         self,

@@ -75,6 +75,11 @@ class GroupServiceStub:
                 request_serializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.SerializeToString,
                 response_deserializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupResponse.FromString,
                 _registered_method=True)
+        self.DeleteConsumer = channel.unary_unary(
+                '/ringpost.v1.GroupService/DeleteConsumer',
+                request_serializer=ringpost_dot_v1_dot_group__pb2.DeleteConsumerRequest.SerializeToString,
+                response_deserializer=ringpost_dot_v1_dot_group__pb2.DeleteConsumerResponse.FromString,
+                _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/ringpost.v1.GroupService/Settle',
                 request_serializer=ringpost_dot_v1_dot_group__pb2.SettleMessagesRequest.SerializeToString,
@@ -148,10 +153,32 @@ class GroupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Settle(self, request, context):
-        """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
-        died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+    def DeleteConsumer(self, request, context):
+        """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+        comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
+    def Settle(self, request, context):
+        """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
+        changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
+
+        Without `lease_tokens`: acks or rejects what of `ranges` is not settled yet, whoever holds or held its lease. With
+        them it speaks of the deliveries that had these tokens (DeliveredBatch.lease_token), of all their messages or of
+        those in `ranges`, and all four verbs are allowed:
+
+        DONE     the lease stood: it is settled, given back, or extended. Also an ack or reject whose lease had ended
+        without a failure (its stream ended, the owner changed, the node restarted), while nobody else has the
+        message and it has not been brought back by a seek or from the dead letters
+        EXPIRED  that delivery has ended by its deadline or a nack, or somebody else has the message now; a nack or extend
+        also whenever the lease has ended otherwise. Nothing was changed: the message is delivered again
+        ALREADY  settled before
+        UNKNOWN  beyond the channel's end, or in `ranges` and in no token
+
+        INVALID_ARGUMENT    a token that is none, or of another channel or group (one of the same name that was deleted
+        included); nack or extend without tokens
         NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
         UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
         RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
@@ -202,6 +229,11 @@ def add_GroupServiceServicer_to_server(servicer, server):
                     servicer.DeleteGroup,
                     request_deserializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.FromString,
                     response_serializer=ringpost_dot_v1_dot_group__pb2.DeleteGroupResponse.SerializeToString,
+            ),
+            'DeleteConsumer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteConsumer,
+                    request_deserializer=ringpost_dot_v1_dot_group__pb2.DeleteConsumerRequest.FromString,
+                    response_serializer=ringpost_dot_v1_dot_group__pb2.DeleteConsumerResponse.SerializeToString,
             ),
             'Settle': grpc.unary_unary_rpc_method_handler(
                     servicer.Settle,
@@ -426,6 +458,33 @@ class GroupService:
             '/ringpost.v1.GroupService/DeleteGroup',
             ringpost_dot_v1_dot_group__pb2.DeleteGroupRequest.SerializeToString,
             ringpost_dot_v1_dot_group__pb2.DeleteGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteConsumer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ringpost.v1.GroupService/DeleteConsumer',
+            ringpost_dot_v1_dot_group__pb2.DeleteConsumerRequest.SerializeToString,
+            ringpost_dot_v1_dot_group__pb2.DeleteConsumerResponse.FromString,
             options,
             channel_credentials,
             insecure,

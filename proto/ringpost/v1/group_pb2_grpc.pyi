@@ -59,10 +59,28 @@ class GroupServiceStub:
     """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+    DeleteConsumer: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteConsumerRequest, _group_pb2.DeleteConsumerResponse]
+    """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+    comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+    """
     Settle: _grpc.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]
-    """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
-    died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+    """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
+    changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
 
+    Without `lease_tokens`: acks or rejects what of `ranges` is not settled yet, whoever holds or held its lease. With
+    them it speaks of the deliveries that had these tokens (DeliveredBatch.lease_token), of all their messages or of
+    those in `ranges`, and all four verbs are allowed:
+
+      DONE     the lease stood: it is settled, given back, or extended. Also an ack or reject whose lease had ended
+               without a failure (its stream ended, the owner changed, the node restarted), while nobody else has the
+               message and it has not been brought back by a seek or from the dead letters
+      EXPIRED  that delivery has ended by its deadline or a nack, or somebody else has the message now; a nack or extend
+               also whenever the lease has ended otherwise. Nothing was changed: the message is delivered again
+      ALREADY  settled before
+      UNKNOWN  beyond the channel's end, or in `ranges` and in no token
+
+    INVALID_ARGUMENT    a token that is none, or of another channel or group (one of the same name that was deleted
+                        included); nack or extend without tokens
     NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
     UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
     RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
@@ -99,10 +117,28 @@ class GroupServiceAsyncStub(GroupServiceStub):
     """Ends that; what became due meanwhile is handed out at once. Of a group that is not paused it changes nothing."""
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     """Removes the group; its subscriptions are closed with GROUP_DELETED."""
+    DeleteConsumer: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteConsumerRequest, _group_pb2.DeleteConsumerResponse]  # type: ignore[assignment]
+    """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+    comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+    """
     Settle: _aio.UnaryUnaryMultiCallable[_group_pb2.SettleMessagesRequest, _group_pb2.SettleMessagesResponse]  # type: ignore[assignment]
-    """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
-    died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+    """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
+    changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
 
+    Without `lease_tokens`: acks or rejects what of `ranges` is not settled yet, whoever holds or held its lease. With
+    them it speaks of the deliveries that had these tokens (DeliveredBatch.lease_token), of all their messages or of
+    those in `ranges`, and all four verbs are allowed:
+
+      DONE     the lease stood: it is settled, given back, or extended. Also an ack or reject whose lease had ended
+               without a failure (its stream ended, the owner changed, the node restarted), while nobody else has the
+               message and it has not been brought back by a seek or from the dead letters
+      EXPIRED  that delivery has ended by its deadline or a nack, or somebody else has the message now; a nack or extend
+               also whenever the lease has ended otherwise. Nothing was changed: the message is delivered again
+      ALREADY  settled before
+      UNKNOWN  beyond the channel's end, or in `ranges` and in no token
+
+    INVALID_ARGUMENT    a token that is none, or of another channel or group (one of the same name that was deleted
+                        included); nack or extend without tokens
     NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
     UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
     RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end
@@ -186,14 +222,38 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes the group; its subscriptions are closed with GROUP_DELETED."""
 
     @_abc_1.abstractmethod
+    def DeleteConsumer(
+        self,
+        request: _group_pb2.DeleteConsumerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_pb2.DeleteConsumerResponse, _abc.Awaitable[_group_pb2.DeleteConsumerResponse]]:
+        """Removes a consumer of a BROADCAST group with its place; its subscriptions are closed with GROUP_DELETED, and when it
+        comes again it begins as a new one. NOT_FOUND, CONSUMER_NOT_FOUND when there is none.
+        """
+
+    @_abc_1.abstractmethod
     def Settle(
         self,
         request: _group_pb2.SettleMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_group_pb2.SettleMessagesResponse, _abc.Awaitable[_group_pb2.SettleMessagesResponse]]:
-        """Settles messages that are not settled yet, whoever holds or held their lease: how a consumer whose stream or node
-        died confirms finished work through any node. Durable when answered; sending it again changes nothing.
+        """Settles messages through any node, without a stream. An ack or reject is durable when answered, and sending it again
+        changes nothing; a nack that is sent again finds its lease gone (EXPIRED).
 
+        Without `lease_tokens`: acks or rejects what of `ranges` is not settled yet, whoever holds or held its lease. With
+        them it speaks of the deliveries that had these tokens (DeliveredBatch.lease_token), of all their messages or of
+        those in `ranges`, and all four verbs are allowed:
+
+          DONE     the lease stood: it is settled, given back, or extended. Also an ack or reject whose lease had ended
+                   without a failure (its stream ended, the owner changed, the node restarted), while nobody else has the
+                   message and it has not been brought back by a seek or from the dead letters
+          EXPIRED  that delivery has ended by its deadline or a nack, or somebody else has the message now; a nack or extend
+                   also whenever the lease has ended otherwise. Nothing was changed: the message is delivered again
+          ALREADY  settled before
+          UNKNOWN  beyond the channel's end, or in `ranges` and in no token
+
+        INVALID_ARGUMENT    a token that is none, or of another channel or group (one of the same name that was deleted
+                            included); nack or extend without tokens
         NOT_FOUND           CHANNEL_NOT_FOUND, GROUP_NOT_FOUND
         UNAVAILABLE         GROUP_MOVED: the group is being moved, nothing was settled; look where it is and try again
         RESOURCE_EXHAUSTED  GROUP_SCATTERED: the group's settled messages lie in too many pieces; settle from its low end

@@ -74,8 +74,14 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """There is nothing to deliver; see ExplainMessageResponse.state."""
     CAUSE_MOVING: _Cause.ValueType  # 2
     """A seek of the group is on its way to the log."""
+    CAUSE_DEAD_LETTER: _Cause.ValueType  # 3
+    """Rejected, or failed for the last time, and kept as a dead letter of the group (see dead_letter.proto)."""
     CAUSE_FILTERED: _Cause.ValueType  # 4
     """The group's filter does not let it through: it counts as acked, or will when the group comes to it."""
+    CAUSE_EXPIRED: _Cause.ValueType  # 5
+    """Not settled yet, and its time to live is over (PublishRequest.ttl_ms): it is not delivered any more, but settled when it
+    would be its turn.
+    """
     CAUSE_SETTLED: _Cause.ValueType  # 6
     """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
     CAUSE_SETTLING: _Cause.ValueType  # 7
@@ -86,6 +92,10 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """The group is paused."""
     CAUSE_NO_CONSUMERS: _Cause.ValueType  # 10
     """Nobody subscribes to the group."""
+    CAUSE_NOT_DUE: _Cause.ValueType  # 11
+    """Nobody has the offset yet, and the channel has delayed messages (PublishRequest.deliver_time_us): one of them may get it,
+    the first of them at until_time_us.
+    """
     CAUSE_DELAYED: _Cause.ValueType  # 12
     """A delivery failed, and the next one waits for its time."""
     CAUSE_PARKED: _Cause.ValueType  # 13
@@ -114,8 +124,14 @@ CAUSE_NO_MESSAGE: Cause.ValueType  # 1
 """There is nothing to deliver; see ExplainMessageResponse.state."""
 CAUSE_MOVING: Cause.ValueType  # 2
 """A seek of the group is on its way to the log."""
+CAUSE_DEAD_LETTER: Cause.ValueType  # 3
+"""Rejected, or failed for the last time, and kept as a dead letter of the group (see dead_letter.proto)."""
 CAUSE_FILTERED: Cause.ValueType  # 4
 """The group's filter does not let it through: it counts as acked, or will when the group comes to it."""
+CAUSE_EXPIRED: Cause.ValueType  # 5
+"""Not settled yet, and its time to live is over (PublishRequest.ttl_ms): it is not delivered any more, but settled when it
+would be its turn.
+"""
 CAUSE_SETTLED: Cause.ValueType  # 6
 """Done with: acked, rejected, failed for the last time, or below the place where the group began or was moved to."""
 CAUSE_SETTLING: Cause.ValueType  # 7
@@ -126,6 +142,10 @@ CAUSE_PAUSED: Cause.ValueType  # 9
 """The group is paused."""
 CAUSE_NO_CONSUMERS: Cause.ValueType  # 10
 """Nobody subscribes to the group."""
+CAUSE_NOT_DUE: Cause.ValueType  # 11
+"""Nobody has the offset yet, and the channel has delayed messages (PublishRequest.deliver_time_us): one of them may get it,
+the first of them at until_time_us.
+"""
 CAUSE_DELAYED: Cause.ValueType  # 12
 """A delivery failed, and the next one waits for its time."""
 CAUSE_PARKED: Cause.ValueType  # 13
@@ -266,8 +286,10 @@ class GroupExplanation(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     ACTIVE_CONSUMER_FIELD_NUMBER: _builtins.int
     CONSUMERS_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_US_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
     group: _builtins.str
-    """Its name."""
+    """Its name; of a BROADCAST group that has consumers GROUP/CONSUMER, an entry for each. Such a name may be asked for, too."""
     mode: _common_pb2.GroupMode.ValueType
     """Its mode."""
     cause: Global___Cause.ValueType
@@ -275,11 +297,15 @@ class GroupExplanation(_message.Message):
     sentence: _builtins.str
     """All of it for people: one sentence."""
     consumer: _builtins.str
-    """LEASED, SETTLING: the name of the consumer, perhaps empty."""
+    """LEASED, SETTLING: the name of the consumer, perhaps empty. SETTLED: of the one that settled it, where `since_time_us`
+    is set and it had a stream.
+    """
     attempt: _builtins.int
-    """LEASED, SETTLING: the number of that delivery. Otherwise of the last one that failed; 0: none did."""
+    """LEASED, SETTLING, DEAD_LETTER: the number of that delivery. Otherwise of the last one that failed; 0: none did."""
     until_time_us: _builtins.int
-    """LEASED: when the lease ends; DELAYED: when it may be delivered. By the owner's clock; otherwise 0."""
+    """LEASED: when the lease ends; DELAYED: when it may be delivered; NOT_DUE: when the first delayed message is due. By the
+    owner's clock; otherwise 0.
+    """
     behind_offset: _builtins.int
     """PARKED: the one of its key that goes first. KEY_UNKNOWN: the lowest whose key is not known. In other modes, of a message
     that was never delivered: the lowest such one. Absent when it is this one.
@@ -288,6 +314,12 @@ class GroupExplanation(_message.Message):
     """FAILOVER: the name of the consumer that gets messages now, perhaps empty."""
     consumers: _builtins.int
     """Live subscriptions of the group."""
+    since_time_us: _builtins.int
+    """DEAD_LETTER: when it became one. SETTLED: when it was acked or rejected, as far as the owner remembers: it keeps the
+    latest 16 settlements of each group in memory. Otherwise 0.
+    """
+    dead_letter: _builtins.int
+    """DEAD_LETTER: its number."""
     @_builtins.property
     def also(self) -> _containers.RepeatedScalarFieldContainer[Global___Cause.ValueType]:
         """What holds it back besides, and will when that is over; ascending."""
@@ -311,14 +343,21 @@ class GroupExplanation(_message.Message):
         failures: _abc.Iterable[_dead_letter_pb2.FailedDelivery] | None = ...,
         active_consumer: _builtins.str = ...,
         consumers: _builtins.int = ...,
+        since_time_us: _builtins.int = ...,
+        dead_letter: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset", "behind_offset", b"behind_offset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset", "_dead_letter", b"_dead_letter", "behind_offset", b"behind_offset", "dead_letter", b"dead_letter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset", "active_consumer", b"active_consumer", "also", b"also", "attempt", b"attempt", "behind_offset", b"behind_offset", "cause", b"cause", "consumer", b"consumer", "consumers", b"consumers", "failures", b"failures", "group", b"group", "mode", b"mode", "sentence", b"sentence", "until_time_us", b"until_time_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset", "_dead_letter", b"_dead_letter", "active_consumer", b"active_consumer", "also", b"also", "attempt", b"attempt", "behind_offset", b"behind_offset", "cause", b"cause", "consumer", b"consumer", "consumers", b"consumers", "dead_letter", b"dead_letter", "failures", b"failures", "group", b"group", "mode", b"mode", "sentence", b"sentence", "since_time_us", b"since_time_us", "until_time_us", b"until_time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__behind_offset: _TypeAlias = _typing.Literal["behind_offset"]  # noqa: Y015
     _WhichOneofArgType__behind_offset: _TypeAlias = _typing.Literal["_behind_offset", b"_behind_offset"]  # noqa: Y015
+    _WhichOneofReturnType__dead_letter: _TypeAlias = _typing.Literal["dead_letter"]  # noqa: Y015
+    _WhichOneofArgType__dead_letter: _TypeAlias = _typing.Literal["_dead_letter", b"_dead_letter"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__behind_offset) -> _WhichOneofReturnType__behind_offset | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter) -> _WhichOneofReturnType__dead_letter | None: ...
 
 Global___GroupExplanation: _TypeAlias = GroupExplanation  # noqa: Y015
 

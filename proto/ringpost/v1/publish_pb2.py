@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ringpost.v1 import common_pb2 as ringpost_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/publish.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\"\xbc\x01\n\x07Message\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x07headers\x18\x03 \x03(\x0b\x32!.ringpost.v1.Message.HeadersEntry\x12\x18\n\x10producer_time_us\x18\x04 \x01(\x03\x12\x12\n\nmessage_id\x18\x05 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x06\x10\x10\"5\n\x05\x42\x61tch\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.ringpost.v1.MessageJ\x04\x08\x02\x10\x08\"\xb2\x02\n\x0ePublishRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12!\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.ringpost.v1.Batch\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x13\n\x06\x63rc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x12+\n\ndurability\x18\x05 \x01(\x0e\x32\x17.ringpost.v1.Durability\x12\x13\n\x0bproducer_id\x18\x06 \x01(\x06\x12\x16\n\x0eproducer_epoch\x18\x07 \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\x08 \x01(\x04\x12\x1c\n\x0f\x65xpected_offset\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x10 \x01(\tB\t\n\x07_crc32cB\x12\n\x10_expected_offsetJ\x04\x08\n\x10\x10\"\xcf\x01\n\x0fPublishResponse\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x14\n\x0c\x66irst_offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12+\n\ndurability\x18\x04 \x01(\x0e\x32\x17.ringpost.v1.Durability\x12\x10\n\x08replicas\x18\x05 \x03(\t\x12\x11\n\tduplicate\x18\x06 \x01(\x08\x12\x16\n\x0e\x61ppend_time_us\x18\x07 \x01(\x03\x12\r\n\x05owner\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x04\"f\n\x14PublishStreamRequest\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12.\n\x07publish\x18\x02 \x01(\x0b\x32\x1b.ringpost.v1.PublishRequestH\x00\x42\t\n\x07\x63ommand\"\x99\x01\n\x15PublishStreamResponse\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.ringpost.v1.PublishOpened\x12+\n\x07results\x18\x02 \x03(\x0b\x32\x1a.ringpost.v1.PublishResult\x12\'\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.DrainNotice\"t\n\rPublishOpened\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1e\n\x16max_unanswered_batches\x18\x02 \x01(\r\x12\x1c\n\x14max_unanswered_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fmax_batch_bytes\x18\x04 \x01(\x04\"\x88\x01\n\rPublishResult\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12.\n\x06stored\x18\x02 \x01(\x0b\x32\x1c.ringpost.v1.PublishResponseH\x00\x12\'\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x14.ringpost.v1.FailureH\x00\x42\t\n\x07outcome2\xb4\x01\n\x10PublisherService\x12\x44\n\x07Publish\x12\x1b.ringpost.v1.PublishRequest\x1a\x1c.ringpost.v1.PublishResponse\x12Z\n\rPublishStream\x12!.ringpost.v1.PublishStreamRequest\x1a\".ringpost.v1.PublishStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19ringpost/v1/publish.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\"\xbc\x01\n\x07Message\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x07headers\x18\x03 \x03(\x0b\x32!.ringpost.v1.Message.HeadersEntry\x12\x18\n\x10producer_time_us\x18\x04 \x01(\x03\x12\x12\n\nmessage_id\x18\x05 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x06\x10\x10\"5\n\x05\x42\x61tch\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.ringpost.v1.MessageJ\x04\x08\x02\x10\x08\"\xed\x02\n\x0ePublishRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12!\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.ringpost.v1.Batch\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x13\n\x06\x63rc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x12+\n\ndurability\x18\x05 \x01(\x0e\x32\x17.ringpost.v1.Durability\x12\x13\n\x0bproducer_id\x18\x06 \x01(\x06\x12\x16\n\x0eproducer_epoch\x18\x07 \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\x08 \x01(\x04\x12\x1c\n\x0f\x65xpected_offset\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x17\n\x0f\x64\x65liver_time_us\x18\n \x01(\x03\x12\x10\n\x08\x64\x65lay_ms\x18\x0b \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x0c \x01(\x04\x12\x13\n\x0btraceparent\x18\x10 \x01(\tB\t\n\x07_crc32cB\x12\n\x10_expected_offsetJ\x04\x08\r\x10\x10\"\xf0\x01\n\x0fPublishResponse\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x14\n\x0c\x66irst_offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12+\n\ndurability\x18\x04 \x01(\x0e\x32\x17.ringpost.v1.Durability\x12\x10\n\x08replicas\x18\x05 \x03(\t\x12\x11\n\tduplicate\x18\x06 \x01(\x08\x12\x16\n\x0e\x61ppend_time_us\x18\x07 \x01(\x03\x12\r\n\x05owner\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x19\n\x11scheduled_time_us\x18\n \x01(\x03J\x04\x08\x0b\x10\x0c\"f\n\x14PublishStreamRequest\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12.\n\x07publish\x18\x02 \x01(\x0b\x32\x1b.ringpost.v1.PublishRequestH\x00\x42\t\n\x07\x63ommand\"\x99\x01\n\x15PublishStreamResponse\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.ringpost.v1.PublishOpened\x12+\n\x07results\x18\x02 \x03(\x0b\x32\x1a.ringpost.v1.PublishResult\x12\'\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x18.ringpost.v1.DrainNotice\"t\n\rPublishOpened\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1e\n\x16max_unanswered_batches\x18\x02 \x01(\r\x12\x1c\n\x14max_unanswered_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fmax_batch_bytes\x18\x04 \x01(\x04\"\x88\x01\n\rPublishResult\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12.\n\x06stored\x18\x02 \x01(\x0b\x32\x1c.ringpost.v1.PublishResponseH\x00\x12\'\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x14.ringpost.v1.FailureH\x00\x42\t\n\x07outcome2\xb4\x01\n\x10PublisherService\x12\x44\n\x07Publish\x12\x1b.ringpost.v1.PublishRequest\x1a\x1c.ringpost.v1.PublishResponse\x12Z\n\rPublishStream\x12!.ringpost.v1.PublishStreamRequest\x1a\".ringpost.v1.PublishStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCH']._serialized_start=259
   _globals['_BATCH']._serialized_end=312
   _globals['_PUBLISHREQUEST']._serialized_start=315
-  _globals['_PUBLISHREQUEST']._serialized_end=621
-  _globals['_PUBLISHRESPONSE']._serialized_start=624
-  _globals['_PUBLISHRESPONSE']._serialized_end=831
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=833
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=935
-  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=938
-  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=1091
-  _globals['_PUBLISHOPENED']._serialized_start=1093
-  _globals['_PUBLISHOPENED']._serialized_end=1209
-  _globals['_PUBLISHRESULT']._serialized_start=1212
-  _globals['_PUBLISHRESULT']._serialized_end=1348
-  _globals['_PUBLISHERSERVICE']._serialized_start=1351
-  _globals['_PUBLISHERSERVICE']._serialized_end=1531
+  _globals['_PUBLISHREQUEST']._serialized_end=680
+  _globals['_PUBLISHRESPONSE']._serialized_start=683
+  _globals['_PUBLISHRESPONSE']._serialized_end=923
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=925
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=1027
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=1030
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=1183
+  _globals['_PUBLISHOPENED']._serialized_start=1185
+  _globals['_PUBLISHOPENED']._serialized_end=1301
+  _globals['_PUBLISHRESULT']._serialized_start=1304
+  _globals['_PUBLISHRESULT']._serialized_end=1440
+  _globals['_PUBLISHERSERVICE']._serialized_start=1443
+  _globals['_PUBLISHERSERVICE']._serialized_end=1623
 # @@protoc_insertion_point(module_scope)

@@ -127,6 +127,9 @@ class PublishRequest(_message.Message):
     PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     EXPECTED_OFFSET_FIELD_NUMBER: _builtins.int
+    DELIVER_TIME_US_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required. Made by first use unless the node forbids it."""
@@ -160,6 +163,25 @@ class PublishRequest(_message.Message):
     below it. With a producer_id a batch that is stored already is answered as ever, with its first offsets, although
     the channel has grown since; without one, who got no answer must read to know whether it was stored.
     """
+    deliver_time_us: _builtins.int
+    """Delayed publishing. When the batch is to be given its offsets, and so delivered: microseconds since 1970 by the owner's
+    clock, at most 366 days from now; 0, or a time that has passed: at once. Until then the batch is stored, as durably
+    as asked, and nobody sees it; then it is appended behind what the channel holds. So the channel's order is that of
+    delivery, and batches that are due at the same time come as they were published. It is never appended before its
+    time, and once only, whatever fails in between. Its numbers and message ids count from the publish on. Not with
+    expected_offset, which is refused. RESOURCE_EXHAUSTED SCHEDULE_LIMIT: the owner holds as many delayed batches as it
+    may. A deleted channel takes its delayed batches with it; a purge leaves them.
+    """
+    delay_ms: _builtins.int
+    """The same as a time from now on, when the owner takes the batch: 1 to 31,622,400,000 milliseconds; 0: none. Not with
+    deliver_time_us.
+    """
+    ttl_ms: _builtins.int
+    """How long the batch's messages are of use, from append_time_us on, of a delayed batch from when it is due: 1 to
+    31,622,400,000 milliseconds; 0: for ever. After that they are not given out any more: subscriptions without a group get a
+    Gap, groups settle them when it would be their turn, see GroupConfig.expired_to_dead_letters. They stay in the channel
+    until retention or a purge takes them, and GetMessages shows them.
+    """
     traceparent: _builtins.str
     """Trace context of the batch (W3C traceparent), "" for none: where the nodes send spans, what they do with the batch
     joins the trace if it is sampled. A message's own context belongs in its headers.
@@ -182,11 +204,14 @@ class PublishRequest(_message.Message):
         producer_epoch: _builtins.int = ...,
         first_sequence: _builtins.int = ...,
         expected_offset: _builtins.int | None = ...,
+        deliver_time_us: _builtins.int = ...,
+        delay_ms: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "crc32c", b"crc32c", "expected_offset", b"expected_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
     _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
@@ -214,6 +239,7 @@ class PublishResponse(_message.Message):
     APPEND_TIME_US_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    SCHEDULED_TIME_US_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     first_offset: _builtins.int
     """Offset of the batch's first message; the rest follow without a gap."""
@@ -223,10 +249,14 @@ class PublishResponse(_message.Message):
     duplicate: _builtins.bool
     """True when it was stored before, under the same numbers or message ids, and this is the first answer again."""
     append_time_us: _builtins.int
-    """The owner's clock at the append; never falls within a channel. 0 for a duplicate."""
+    """The owner's clock at the append, of a delayed batch when it was stored; never falls within a channel. 0 for a duplicate."""
     owner: _builtins.str
     """The node that owns the channel, and the number of its leadership."""
     epoch: _builtins.int
+    scheduled_time_us: _builtins.int
+    """Of a delayed batch: when it is due, or was, by the owner's clock. It had no offset when it was stored, so first_offset
+    says nothing. 0: it is not delayed.
+    """
     @_builtins.property
     def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of the nodes that hold it at that durability."""
@@ -243,10 +273,11 @@ class PublishResponse(_message.Message):
         append_time_us: _builtins.int = ...,
         owner: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        scheduled_time_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "channel", b"channel", "count", b"count", "duplicate", b"duplicate", "durability", b"durability", "epoch", b"epoch", "first_offset", b"first_offset", "owner", b"owner", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "channel", b"channel", "count", b"count", "duplicate", b"duplicate", "durability", b"durability", "epoch", b"epoch", "first_offset", b"first_offset", "owner", b"owner", "replicas", b"replicas", "scheduled_time_us", b"scheduled_time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

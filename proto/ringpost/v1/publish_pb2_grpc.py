@@ -57,7 +57,7 @@ class PublisherServiceServicer:
 
         INVALID_ARGUMENT  a bad name, field, checksum or batch; the details name the field
         NOT_FOUND         CHANNEL_NOT_FOUND: unknown channel, and this node does not create by first use
-        RESOURCE_EXHAUSTED  DISK_FULL, BUSY, CHANNEL_LIMIT: nothing appended; RetryInfo says when to try again
+        RESOURCE_EXHAUSTED  DISK_FULL, BUSY, CHANNEL_LIMIT, SCHEDULE_LIMIT: nothing appended; RetryInfo says when to try again
         FAILED_PRECONDITION SEQUENCE_GAP, UNKNOWN_PRODUCER, PRODUCER_FENCED: see PublishRequest.producer_id; OFFSET_MISMATCH:
         see PublishRequest.expected_offset
         ALREADY_EXISTS    DUPLICATE_TOO_OLD: stored long ago, its offsets are no longer known

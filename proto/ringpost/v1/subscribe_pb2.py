@@ -26,53 +26,55 @@ from ringpost.v1 import common_pb2 as ringpost_dot_v1_dot_common__pb2
 from ringpost.v1 import publish_pb2 as ringpost_dot_v1_dot_publish__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bringpost/v1/subscribe.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\x1a\x19ringpost/v1/publish.proto\"\xd0\x01\n\x10SubscribeRequest\x12-\n\x04open\x18\x01 \x01(\x0b\x32\x1d.ringpost.v1.OpenSubscriptionH\x00\x12*\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.GrantCreditH\x00\x12%\n\x06settle\x18\x03 \x01(\x0b\x32\x13.ringpost.v1.SettleH\x00\x12/\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x1e.ringpost.v1.CloseSubscriptionH\x00\x42\t\n\x07\x63ommand\"\x80\x02\n\x10OpenSubscription\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12!\n\x05start\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\x12\r\n\x05group\x18\x04 \x01(\t\x12\x10\n\x08\x63onsumer\x18\x05 \x01(\t\x12#\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x13.ringpost.v1.Credit\x12\x1d\n\x15heartbeat_interval_ms\x18\x07 \x01(\r\x12$\n\x04mode\x18\x08 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12\x0e\n\x06\x66ilter\x18\t \x01(\tJ\x04\x08\n\x10\x10\")\n\x06\x43redit\x12\x10\n\x08messages\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"K\n\x0bGrantCredit\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12#\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x13.ringpost.v1.Credit\"\x96\x02\n\x06Settle\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x13\n\x0b\x63orrelation\x18\x02 \x01(\x04\x12(\n\x06ranges\x18\x03 \x03(\x0b\x32\x18.ringpost.v1.OffsetRange\x12\x12\n\ncumulative\x18\x04 \x01(\x08\x12\x1f\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x10.ringpost.v1.AckH\x00\x12!\n\x04nack\x18\x06 \x01(\x0b\x32\x11.ringpost.v1.NackH\x00\x12%\n\x06\x65xtend\x18\x07 \x01(\x0b\x32\x13.ringpost.v1.ExtendH\x00\x12%\n\x06reject\x18\x08 \x01(\x0b\x32\x13.ringpost.v1.RejectH\x00\x42\x08\n\x06\x61\x63tionJ\x04\x08\t\x10\x10\"\x05\n\x03\x41\x63k\"C\n\x04Nack\x12\x10\n\x08\x64\x65lay_ms\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x19\n\x11\x66\x61llback_delay_ms\x18\x03 \x01(\x04\"\x1d\n\x06\x45xtend\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\x04\"\x18\n\x06Reject\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x11\x43loseSubscription\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\"\xb5\x02\n\x11SubscribeResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.ringpost.v1.OpenedH\x00\x12\'\n\x07\x64\x65liver\x18\x02 \x01(\x0b\x32\x14.ringpost.v1.DeliverH\x00\x12\'\n\x07settled\x18\x03 \x01(\x0b\x32\x14.ringpost.v1.SettledH\x00\x12+\n\theartbeat\x18\x04 \x01(\x0b\x32\x16.ringpost.v1.HeartbeatH\x00\x12\x1f\n\x03gap\x18\x05 \x01(\x0b\x32\x10.ringpost.v1.GapH\x00\x12)\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x18.ringpost.v1.DrainNoticeH\x00\x12%\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x13.ringpost.v1.ClosedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x06Opened\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x12\n\nend_offset\x18\x03 \x01(\x04\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x04 \x01(\x04\x12\r\n\x05owner\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\"P\n\x07\x44\x65liver\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12,\n\x07\x62\x61tches\x18\x02 \x03(\x0b\x32\x1b.ringpost.v1.DeliveredBatch\"\xd5\x01\n\x0e\x44\x65liveredBatch\x12\x14\n\x0c\x66irst_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x16\n\x0e\x61ppend_time_us\x18\x03 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12!\n\x05\x62\x61tch\x18\x05 \x01(\x0b\x32\x12.ringpost.v1.Batch\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x10\n\x08lease_ms\x18\x07 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x08 \x01(\t\x12\x13\n\x0blast_reason\x18\n \x01(\tJ\x04\x08\t\x10\nJ\x04\x08\x0b\x10\x10\"\x8a\x01\n\x07Settled\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x13\n\x0b\x63orrelation\x18\x02 \x01(\x04\x12*\n\x07results\x18\x03 \x03(\x0b\x32\x19.ringpost.v1.SettledRange\x12%\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x14.ringpost.v1.Failure\"^\n\x0cSettledRange\x12\'\n\x05range\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.OffsetRange\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.ringpost.v1.Outcome\"!\n\tHeartbeat\x12\x14\n\x0cnode_time_us\x18\x01 \x01(\x03\"I\n\x03Gap\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12)\n\x07missing\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.OffsetRange\"H\n\x06\x43losed\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12%\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x14.ringpost.v1.Failure*\x86\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_DONE\x10\x01\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x02\x12\x13\n\x0fOUTCOME_ALREADY\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x12\x11\n\rOUTCOME_MOVED\x10\x05\x32\x63\n\x11SubscriberService\x12N\n\tSubscribe\x12\x1d.ringpost.v1.SubscribeRequest\x1a\x1e.ringpost.v1.SubscribeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bringpost/v1/subscribe.proto\x12\x0bringpost.v1\x1a\x18ringpost/v1/common.proto\x1a\x19ringpost/v1/publish.proto\"\xd0\x01\n\x10SubscribeRequest\x12-\n\x04open\x18\x01 \x01(\x0b\x32\x1d.ringpost.v1.OpenSubscriptionH\x00\x12*\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.GrantCreditH\x00\x12%\n\x06settle\x18\x03 \x01(\x0b\x32\x13.ringpost.v1.SettleH\x00\x12/\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x1e.ringpost.v1.CloseSubscriptionH\x00\x42\t\n\x07\x63ommand\"\xd3\x02\n\x10OpenSubscription\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12!\n\x05start\x18\x03 \x01(\x0b\x32\x12.ringpost.v1.Start\x12\r\n\x05group\x18\x04 \x01(\t\x12\x10\n\x08\x63onsumer\x18\x05 \x01(\t\x12#\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x13.ringpost.v1.Credit\x12\x1d\n\x15heartbeat_interval_ms\x18\x07 \x01(\r\x12$\n\x04mode\x18\x08 \x01(\x0e\x32\x16.ringpost.v1.GroupMode\x12\x0e\n\x06\x66ilter\x18\t \x01(\t\x12\x0f\n\x07pattern\x18\n \x01(\t\x12*\n\x06resume\x18\x0b \x03(\x0b\x32\x1a.ringpost.v1.ChannelOffset\x12\x14\n\x0clease_tokens\x18\x0c \x01(\x08J\x04\x08\r\x10\x10\"0\n\rChannelOffset\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\")\n\x06\x43redit\x12\x10\n\x08messages\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"K\n\x0bGrantCredit\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12#\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x13.ringpost.v1.Credit\"\xbc\x02\n\x06Settle\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x13\n\x0b\x63orrelation\x18\x02 \x01(\x04\x12(\n\x06ranges\x18\x03 \x03(\x0b\x32\x18.ringpost.v1.OffsetRange\x12\x12\n\ncumulative\x18\x04 \x01(\x08\x12\x1f\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x10.ringpost.v1.AckH\x00\x12!\n\x04nack\x18\x06 \x01(\x0b\x32\x11.ringpost.v1.NackH\x00\x12%\n\x06\x65xtend\x18\x07 \x01(\x0b\x32\x13.ringpost.v1.ExtendH\x00\x12%\n\x06reject\x18\x08 \x01(\x0b\x32\x13.ringpost.v1.RejectH\x00\x12\x13\n\x0blease_token\x18\t \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\n \x01(\tB\x08\n\x06\x61\x63tionJ\x04\x08\x0b\x10\x10\"\x05\n\x03\x41\x63k\"C\n\x04Nack\x12\x10\n\x08\x64\x65lay_ms\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x19\n\x11\x66\x61llback_delay_ms\x18\x03 \x01(\x04\"\x1d\n\x06\x45xtend\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\x04\"\x18\n\x06Reject\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x11\x43loseSubscription\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\"\xb5\x02\n\x11SubscribeResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.ringpost.v1.OpenedH\x00\x12\'\n\x07\x64\x65liver\x18\x02 \x01(\x0b\x32\x14.ringpost.v1.DeliverH\x00\x12\'\n\x07settled\x18\x03 \x01(\x0b\x32\x14.ringpost.v1.SettledH\x00\x12+\n\theartbeat\x18\x04 \x01(\x0b\x32\x16.ringpost.v1.HeartbeatH\x00\x12\x1f\n\x03gap\x18\x05 \x01(\x0b\x32\x10.ringpost.v1.GapH\x00\x12)\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x18.ringpost.v1.DrainNoticeH\x00\x12%\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x13.ringpost.v1.ClosedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x06Opened\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x12\n\nend_offset\x18\x03 \x01(\x04\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x04 \x01(\x04\x12\r\n\x05owner\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\"P\n\x07\x44\x65liver\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12,\n\x07\x62\x61tches\x18\x02 \x03(\x0b\x32\x1b.ringpost.v1.DeliveredBatch\"\xe4\x01\n\x0e\x44\x65liveredBatch\x12\x14\n\x0c\x66irst_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x16\n\x0e\x61ppend_time_us\x18\x03 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12!\n\x05\x62\x61tch\x18\x05 \x01(\x0b\x32\x12.ringpost.v1.Batch\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x10\n\x08lease_ms\x18\x07 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x08 \x01(\t\x12\x13\n\x0blast_reason\x18\n \x01(\t\x12\x13\n\x0blease_token\x18\t \x01(\x0cJ\x04\x08\x0b\x10\x10\"\x9b\x01\n\x07Settled\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x13\n\x0b\x63orrelation\x18\x02 \x01(\x04\x12*\n\x07results\x18\x03 \x03(\x0b\x32\x19.ringpost.v1.SettledRange\x12%\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x14.ringpost.v1.Failure\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\"^\n\x0cSettledRange\x12\'\n\x05range\x18\x01 \x01(\x0b\x32\x18.ringpost.v1.OffsetRange\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.ringpost.v1.Outcome\"!\n\tHeartbeat\x12\x14\n\x0cnode_time_us\x18\x01 \x01(\x03\"Z\n\x03Gap\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12)\n\x07missing\x18\x02 \x01(\x0b\x32\x18.ringpost.v1.OffsetRange\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\"H\n\x06\x43losed\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12%\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x14.ringpost.v1.Failure*\x86\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_DONE\x10\x01\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x02\x12\x13\n\x0fOUTCOME_ALREADY\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x12\x11\n\rOUTCOME_MOVED\x10\x05\x32\x63\n\x11SubscriberService\x12N\n\tSubscribe\x12\x1d.ringpost.v1.SubscribeRequest\x1a\x1e.ringpost.v1.SubscribeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.v1.subscribe_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=2311
-  _globals['_OUTCOME']._serialized_end=2445
+  _globals['_OUTCOME']._serialized_start=2531
+  _globals['_OUTCOME']._serialized_end=2665
   _globals['_SUBSCRIBEREQUEST']._serialized_start=98
   _globals['_SUBSCRIBEREQUEST']._serialized_end=306
   _globals['_OPENSUBSCRIPTION']._serialized_start=309
-  _globals['_OPENSUBSCRIPTION']._serialized_end=565
-  _globals['_CREDIT']._serialized_start=567
-  _globals['_CREDIT']._serialized_end=608
-  _globals['_GRANTCREDIT']._serialized_start=610
-  _globals['_GRANTCREDIT']._serialized_end=685
-  _globals['_SETTLE']._serialized_start=688
-  _globals['_SETTLE']._serialized_end=966
-  _globals['_ACK']._serialized_start=968
-  _globals['_ACK']._serialized_end=973
-  _globals['_NACK']._serialized_start=975
-  _globals['_NACK']._serialized_end=1042
-  _globals['_EXTEND']._serialized_start=1044
-  _globals['_EXTEND']._serialized_end=1073
-  _globals['_REJECT']._serialized_start=1075
-  _globals['_REJECT']._serialized_end=1099
-  _globals['_CLOSESUBSCRIPTION']._serialized_start=1101
-  _globals['_CLOSESUBSCRIPTION']._serialized_end=1145
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=1148
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=1457
-  _globals['_OPENED']._serialized_start=1460
-  _globals['_OPENED']._serialized_end=1589
-  _globals['_DELIVER']._serialized_start=1591
-  _globals['_DELIVER']._serialized_end=1671
-  _globals['_DELIVEREDBATCH']._serialized_start=1674
-  _globals['_DELIVEREDBATCH']._serialized_end=1887
-  _globals['_SETTLED']._serialized_start=1890
-  _globals['_SETTLED']._serialized_end=2028
-  _globals['_SETTLEDRANGE']._serialized_start=2030
-  _globals['_SETTLEDRANGE']._serialized_end=2124
-  _globals['_HEARTBEAT']._serialized_start=2126
-  _globals['_HEARTBEAT']._serialized_end=2159
-  _globals['_GAP']._serialized_start=2161
-  _globals['_GAP']._serialized_end=2234
-  _globals['_CLOSED']._serialized_start=2236
-  _globals['_CLOSED']._serialized_end=2308
-  _globals['_SUBSCRIBERSERVICE']._serialized_start=2447
-  _globals['_SUBSCRIBERSERVICE']._serialized_end=2546
+  _globals['_OPENSUBSCRIPTION']._serialized_end=648
+  _globals['_CHANNELOFFSET']._serialized_start=650
+  _globals['_CHANNELOFFSET']._serialized_end=698
+  _globals['_CREDIT']._serialized_start=700
+  _globals['_CREDIT']._serialized_end=741
+  _globals['_GRANTCREDIT']._serialized_start=743
+  _globals['_GRANTCREDIT']._serialized_end=818
+  _globals['_SETTLE']._serialized_start=821
+  _globals['_SETTLE']._serialized_end=1137
+  _globals['_ACK']._serialized_start=1139
+  _globals['_ACK']._serialized_end=1144
+  _globals['_NACK']._serialized_start=1146
+  _globals['_NACK']._serialized_end=1213
+  _globals['_EXTEND']._serialized_start=1215
+  _globals['_EXTEND']._serialized_end=1244
+  _globals['_REJECT']._serialized_start=1246
+  _globals['_REJECT']._serialized_end=1270
+  _globals['_CLOSESUBSCRIPTION']._serialized_start=1272
+  _globals['_CLOSESUBSCRIPTION']._serialized_end=1316
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=1319
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1628
+  _globals['_OPENED']._serialized_start=1631
+  _globals['_OPENED']._serialized_end=1760
+  _globals['_DELIVER']._serialized_start=1762
+  _globals['_DELIVER']._serialized_end=1842
+  _globals['_DELIVEREDBATCH']._serialized_start=1845
+  _globals['_DELIVEREDBATCH']._serialized_end=2073
+  _globals['_SETTLED']._serialized_start=2076
+  _globals['_SETTLED']._serialized_end=2231
+  _globals['_SETTLEDRANGE']._serialized_start=2233
+  _globals['_SETTLEDRANGE']._serialized_end=2327
+  _globals['_HEARTBEAT']._serialized_start=2329
+  _globals['_HEARTBEAT']._serialized_end=2362
+  _globals['_GAP']._serialized_start=2364
+  _globals['_GAP']._serialized_end=2454
+  _globals['_CLOSED']._serialized_start=2456
+  _globals['_CLOSED']._serialized_end=2528
+  _globals['_SUBSCRIBERSERVICE']._serialized_start=2667
+  _globals['_SUBSCRIBERSERVICE']._serialized_end=2766
 # @@protoc_insertion_point(module_scope)

@@ -106,17 +106,20 @@ class OpenSubscription(_message.Message):
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    LEASE_TOKENS_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     """Chosen by the client, above 0. One that is in use on this stream ends the stream with INVALID_ARGUMENT."""
     channel: _builtins.str
-    """Required. Made by first use unless the node forbids it."""
+    """Required unless `pattern` is set. Made by first use unless the node forbids it."""
     group: _builtins.str
     """Empty: an ephemeral subscription gets every message and settles nothing. Otherwise the name of a durable group,
     made by first use: its members share the messages, each message is leased to one of them
     until it is settled or the ack deadline passes.
     """
     consumer: _builtins.str
-    """Name of this member, for people and metrics. Optional."""
+    """Name of this member, for people and metrics. Optional; in mode BROADCAST required: whose place it is."""
     heartbeat_interval_ms: _builtins.int
     """Longest silence before a heartbeat, 1,000 to 300,000; 0: the server's default of 10,000. The least of
     a stream's subscriptions counts.
@@ -137,6 +140,25 @@ class OpenSubscription(_message.Message):
     With a group: the filter that the group shall have, as for `mode`: it is made with it by first use, and the opening
     fails with FAILED_PRECONDITION, GROUP_FILTER (metadata filter, wanted) when it has another. Empty: whichever it has.
     """
+    pattern: _builtins.str
+    """In place of `channel`: all channels whose names match, also those that are made later; none is made by this. `*` is
+    one token, `>` at the end one token or more: "orders.*", "orders.>". Names that begin with "_inbox." match only where
+    the pattern's first token says so; channels that the caller may not consume are left out.
+
+    `opened` comes when all channels that exist now are being read: `start` (not an offset) says from where. Before it,
+    and whenever another channel is taken up, comes its place: a DeliveredBatch with its `channel` and `first_offset` and
+    count 0. A channel that is made later is read from its beginning. One that is deleted, or may not be consumed any
+    more, ends with a Gap up to 2^64 - 1. Each channel's messages come in their order; the credit is that of all, shared
+    out in turn. When a shard gets another leader its channels pause and go on; in a group the place of the channel
+    comes again, and what it had leased before is delivered again.
+
+    A group is one of that name on each channel, made by first use with `mode`, at `start` where the channel exists
+    already, else at its beginning; an error of one channel, such as GROUP_MODE or GROUP_OCCUPIED, ends the
+    subscription. More than 10,000 matching channels end it with RESOURCE_EXHAUSTED, PATTERN_LIMIT. When after some
+    seconds not every shard has said what it has, it is closed with UNAVAILABLE, PATTERN_INCOMPLETE: open it again.
+    """
+    lease_tokens: _builtins.bool
+    """Groups: every DeliveredBatch has its `lease_token`, for settling without this stream. Costs about 60 bytes a batch."""
     @_builtins.property
     def start(self) -> _common_pb2.Start:
         """Where to begin. With a group that exists already it must be unset: the group knows."""
@@ -144,6 +166,13 @@ class OpenSubscription(_message.Message):
     @_builtins.property
     def credit(self) -> Global___Credit:
         """The first grant. Unset: nothing is delivered until `credit` comes."""
+
+    @_builtins.property
+    def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelOffset]:
+        """With `pattern`, without a group: go on where an earlier stream ended, for these channels in place of `start`, which
+        should be `earliest` then: what is not named here was not there. At most 10,000 entries; of channels that are no
+        more they are passed over. An offset beyond the end is that of a channel made anew: it is read from its beginning.
+        """
 
     def __init__(
         self,
@@ -157,14 +186,42 @@ class OpenSubscription(_message.Message):
         heartbeat_interval_ms: _builtins.int = ...,
         mode: _common_pb2.GroupMode.ValueType = ...,
         filter: _builtins.str = ...,
+        pattern: _builtins.str = ...,
+        resume: _abc.Iterable[Global___ChannelOffset] | None = ...,
+        lease_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "filter", b"filter", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "mode", b"mode", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "consumer", b"consumer", "credit", b"credit", "filter", b"filter", "group", b"group", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_tokens", b"lease_tokens", "mode", b"mode", "pattern", b"pattern", "resume", b"resume", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenSubscription: _TypeAlias = OpenSubscription  # noqa: Y015
+
+@_typing.final
+class ChannelOffset(_message.Message):
+    """A place in a channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    offset: _builtins.int
+    """The next message wanted."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelOffset: _TypeAlias = ChannelOffset  # noqa: Y015
 
 @_typing.final
 class Credit(_message.Message):
@@ -240,14 +297,22 @@ class Settle(_message.Message):
     NACK_FIELD_NUMBER: _builtins.int
     EXTEND_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     correlation: _builtins.int
     """Chosen by the client, echoed."""
     cumulative: _builtins.bool
-    """Also everything below each range's end that is leased to this subscription."""
+    """Also everything below each range's end that is leased to this subscription. Not with `lease_token`."""
+    lease_token: _builtins.bytes
+    """Speaks of the delivery that had this token, through whichever stream of the group, and of all its messages or those
+    in `ranges`: see GroupService.Settle for what it can do. Unset: of what was delivered to this subscription.
+    """
+    channel: _builtins.str
+    """Required where the subscription has a pattern, else unset: whose offsets these are."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OffsetRange]:
-        """1 to 1,000 ranges."""
+        """1 to 1,000 ranges; with `lease_token` 0 to 1,000."""
 
     @_builtins.property
     def ack(self) -> Global___Ack:
@@ -276,10 +341,12 @@ class Settle(_message.Message):
         nack: Global___Nack | None = ...,
         extend: Global___Extend | None = ...,
         reject: Global___Reject | None = ...,
+        lease_token: _builtins.bytes = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "extend", b"extend", "nack", b"nack", "reject", b"reject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "correlation", b"correlation", "cumulative", b"cumulative", "extend", b"extend", "nack", b"nack", "ranges", b"ranges", "reject", b"reject", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "channel", b"channel", "correlation", b"correlation", "cumulative", b"cumulative", "extend", b"extend", "lease_token", b"lease_token", "nack", b"nack", "ranges", b"ranges", "reject", b"reject", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["ack", "nack", "extend", "reject"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
@@ -453,7 +520,9 @@ class Opened(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     next_offset: _builtins.int
-    """The offset that delivery begins at; for a group the lowest that is not settled."""
+    """The offset that delivery begins at; for a group the lowest that is not settled. With a pattern this and `end_offset`
+    are 0, and `owner` is the node that answers.
+    """
     end_offset: _builtins.int
     """The channel's end offset now."""
     ack_deadline_ms: _builtins.int
@@ -521,10 +590,13 @@ class DeliveredBatch(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     LAST_REASON_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
-    """Offset of the first message."""
+    """Offset of the first message; with count 0 of the first that will come."""
     count: _builtins.int
-    """Number of messages in `batch`."""
+    """Number of messages in `batch`. 0, only with a pattern: nothing comes but the news that reading of `channel` begins here;
+    in a group, that what it had leased before on this stream is not leased any more.
+    """
     append_time_us: _builtins.int
     """When the owner appended them."""
     crc32c: _builtins.int
@@ -541,6 +613,10 @@ class DeliveredBatch(_message.Message):
     """Groups, from attempt 2 on: why the delivery before failed, as its nack said; a lease that ended has a reason of the
     broker's.
     """
+    lease_token: _builtins.bytes
+    """Groups, where the subscription asked for it: names this delivery, for settling through any node and any connection.
+    Opaque, at most 128 bytes. No secret: with it somebody may do what any consumer of the channel may, and nothing else.
+    """
     @_builtins.property
     def batch(self) -> _publish_pb2.Batch: ...
     def __init__(
@@ -555,10 +631,11 @@ class DeliveredBatch(_message.Message):
         lease_ms: _builtins.int = ...,
         channel: _builtins.str = ...,
         last_reason: _builtins.str = ...,
+        lease_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms", "lease_token", b"lease_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,8 +651,11 @@ class Settled(_message.Message):
     CORRELATION_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
     correlation: _builtins.int
+    channel: _builtins.str
+    """The settlement's."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettledRange]: ...
     @_builtins.property
@@ -589,10 +669,11 @@ class Settled(_message.Message):
         correlation: _builtins.int = ...,
         results: _abc.Iterable[Global___SettledRange] | None = ...,
         failure: _common_pb2.Failure | None = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation", b"correlation", "failure", b"failure", "results", b"results", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "correlation", b"correlation", "failure", b"failure", "results", b"results", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,26 +731,32 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):
-    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, or damage took them
-    and the operator told the node to go on without.
+    """Offsets that this subscription will not get: retention, a purge or a compaction has removed them, their time to live is
+    over, or damage took them and the operator told the node to go on without.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.int
+    channel: _builtins.str
+    """Set only where the subscription has a pattern."""
     @_builtins.property
-    def missing(self) -> _common_pb2.OffsetRange: ...
+    def missing(self) -> _common_pb2.OffsetRange:
+        """Up to 2^64 - 1, only with a pattern: the channel was deleted or may not be consumed any more."""
+
     def __init__(
         self,
         *,
         subscription_id: _builtins.int = ...,
         missing: _common_pb2.OffsetRange | None = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "missing", b"missing", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """Publishing and reading from the command line, against a real node."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,18 @@ def test_lines_and_templates_keep_their_order(cli: Cli, tmp_path: Path) -> None:
     assert cli("sub", "msg.b", "--from", "2505", "--count", "1").lines[0]["key"] == "k2500"
 
 
+def test_a_pattern_shows_whose_each_message_is(cli: Cli) -> None:
+    for channel in ("msg.many.a", "msg.many.b", "msg.many.b.c"):
+        cli("pub", channel, f"to {channel}")
+    found = cli("sub", "msg.many.*", "--from", "earliest", "--count", "2").lines
+    assert {line["channel"]: line["data"] for line in found} == {f"msg.many.{x}": f"to msg.many.{x}" for x in "ab"}
+    assert len(cli("sub", "msg.many.>", "--group", "g", "--count", "3").lines) == 3
+    assert cli("group", "info", "msg.many.b.c", "g", "-o", "json").json["settled_below"] == 1
+    refused = cli("sub", "msg.many.>", "--from", "7")
+    assert (refused.code, refused.out) == (2, "")
+    assert "open.start.offset" in refused.err
+
+
 def test_an_empty_input_is_an_error_and_publishes_nothing(cli: Cli) -> None:
     ran = cli("pub", "msg.c", "--lines", "-")
     assert (ran.code, ran.out) == (1, "")
@@ -133,3 +145,32 @@ def test_a_message_is_explained(cli: Cli) -> None:
     unknown = cli("msg", "explain", "msg.why", "0", "--group", "x")
     assert (unknown.code, unknown.out) == (1, "")
     assert "'x'" in unknown.err
+
+
+def test_a_message_may_come_later(cli: Cli) -> None:
+    told = cli("pub", "msg.later", "hour", "--delay", "1h", "-o", "json").json
+    assert (told["count"], "offset" in told, told["scheduled_time_us"] > 0) == (1, False, True)
+    at = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    told = cli("pub", "msg.later", "day {n}", "--count", "3", "--deliver-at", at.isoformat(), "-o", "json").json
+    assert told["scheduled_time_us"] == round(at.timestamp() * 1e6)
+    info = cli("channel", "info", "msg.later", "-o", "json").json
+    assert (info["messages"], info["scheduled"]) == (0, 4)
+    assert "delayed messages  4, the first at 20" in cli("channel", "info", "msg.later").out
+    cli("pub", "msg.later", "soon", "--delay", "10ms")
+    (got,) = cli("sub", "msg.later", "--from", "earliest", "--count", "1").lines
+    assert (got["data"], got["offset"]) == ("soon", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--delay", "1s", "--deliver-at", "2030-01-01T00:00:00Z"), "either --delay or --deliver-at"),
+        (("--delay", "1s", "--expect-offset", "0"), "--expect-offset does not go with a delay"),
+        (("--deliver-at", "tomorrow"), "is not a time; write it as"),
+        (("--delay", "400d"), "366 days"),
+    ],
+)
+def test_wrong_times_are_refused(cli: Cli, arguments: tuple[str, ...], why: str) -> None:
+    told = cli("pub", "msg.wrong", "x", *arguments)
+    assert told.code != 0
+    assert why in told.err

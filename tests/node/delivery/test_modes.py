@@ -7,7 +7,7 @@ import pytest
 from crc32c import crc32c
 
 from ringpost.node.delivery.hub import Hub
-from ringpost.node.services.groups import info
+from ringpost.node.services.group_info import info
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import add_group, seek_group

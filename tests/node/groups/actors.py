@@ -1,13 +1,14 @@
 """Ann, Bob and a group of theirs, for the stories."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 from ringpost.node.groups.changes import Action, Failure, Outcome, Retry, SettleChange, Verdict
 from ringpost.node.groups.core import GroupCore
 
 DONE, EXPIRED, ALREADY, UNKNOWN = Outcome.DONE, Outcome.EXPIRED, Outcome.ALREADY, Outcome.UNKNOWN
-ANN, BOB = 1, 2
+ANN, BOB, SOMEBODY = 1, 2, 99
 SECOND = 1_000_000
 END = 1_000
 
@@ -24,6 +25,13 @@ def settle(
     group: GroupCore, consumer: int, action: Action, *ranges: tuple[int, int], now: int = 0, cumulative: bool = False
 ) -> Verdict:
     return group.settle(consumer, action, ranges, cumulative, now)
+
+
+def deliverable(group: GroupCore, end_offset: int, now: int) -> bool:
+    """Whether somebody who takes now gets something."""
+    again = deepcopy(group)
+    again.attach(SOMEBODY)
+    return bool(again.take(SOMEBODY, 1, end_offset, now))
 
 
 def failed(first: int, last: int, attempt: int, not_before: int, at: int = 0, reason: str = "") -> Retry:

@@ -7,7 +7,7 @@ replays the committed ones.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject
+from ringpost.node.groups.changes import Ack, Action, Claim, Extend, Nack, Outcome, Reject
 
 
 @dataclass
@@ -158,6 +158,30 @@ class Model:
                 results[offset] = Outcome.DONE
                 entry.offsets[offset] = (0, 0)
         return results, entry if entry.offsets else None
+
+    def settle_claim(self, action: Action, claim: Claim, now: int) -> tuple[dict[int, Outcome], Entry | None]:
+        entry = Entry({Ack: "ack", Reject: "reject", Nack: "fail", Extend: "extend"}[type(action)])
+        wanted = sorted({offset for first, last in claim.ranges for offset in range(first, last + 1)})
+        results = {offset: self._claim_one(action, claim, offset, entry, now) for offset in wanted}
+        return results, entry if entry.offsets else None
+
+    def _claim_one(self, action: Action, claim: Claim, offset: int, entry: Entry, now: int) -> Outcome:
+        if offset >= len(self.messages):
+            return Outcome.UNKNOWN
+        message, final = self.messages[offset], isinstance(action, Ack | Reject)
+        claimed = (claim.consumer, claim.attempt)
+        if (message.holder, message.attempt) == claimed:
+            return self._settle_one(claim.consumer, action, offset, entry, now)
+        if message.waits_for:
+            if not final or message.waits_for[0].kind == "fail" or (message.settler, message.attempt) != claimed:
+                return Outcome.EXPIRED
+            message.waits_for.append(entry)
+        elif message.settled:
+            return Outcome.ALREADY
+        elif message.holder is not None or not final or not claim.current or claim.attempt != message.failures + 1:
+            return Outcome.EXPIRED
+        entry.offsets[offset] = (claim.attempt, 0)
+        return Outcome.DONE
 
     def expire(self, now: int) -> Entry | None:
         entry = Entry("fail")

@@ -15,6 +15,7 @@ from tests.node.groups.actors import (
     SECOND,
     UNKNOWN,
     commit,
+    deliverable,
     failed,
     new_group,
     restarted,
@@ -28,7 +29,7 @@ class TestDelivery:
         assert group.take(ANN, 10, END, 0) == [Lease(0, 9, 1)]
         assert group.take(BOB, 10, END, 0) == [Lease(10, 19, 1)]
         assert group.take(ANN, 10, 25, 0) == [Lease(20, 24, 1)]
-        assert not group.deliverable(25, 0)
+        assert not deliverable(group, 25, 0)
         assert group.take(BOB, 10, 25, 0) == []
         assert (group.in_flight, group.in_flight_of(ANN), group.in_flight_of(BOB)) == (25, 15, 10)
 
@@ -36,9 +37,9 @@ class TestDelivery:
         group = new_group(max_in_flight=10)
         group.take(ANN, 8, END, 0)
         assert group.take(BOB, 8, END, 0) == [Lease(8, 9, 1)]
-        assert not group.deliverable(END, 0)
+        assert not deliverable(group, END, 0)
         change = settle(group, ANN, Ack(), (0, 2)).change
-        assert not group.deliverable(END, 0), "what is settling counts until it is stored"
+        assert not deliverable(group, END, 0), "what is settling counts until it is stored"
         commit(group, change)
         assert group.take(BOB, 8, END, 0) == [Lease(10, 12, 1)]
 
@@ -113,7 +114,7 @@ class TestAck:
         first, second = (settle(group, ANN, Ack(), (0, 0)).change for _ in range(2))
         assert first is not None
         group.abort(first)
-        assert not group.deliverable(1, 0)
+        assert not deliverable(group, 1, 0)
         commit(group, second)
         assert group.settled_below == 1
 
@@ -159,7 +160,7 @@ class TestAck:
         assert second is not None
         group.abort(second)
         assert not group.detach(ANN)
-        assert not group.deliverable(1, 0)
+        assert not deliverable(group, 1, 0)
         commit(group, first)
         assert group.settled_below == 1
 
@@ -169,7 +170,7 @@ class TestAck:
         change = settle(group, ANN, Ack(), (0, 1)).change
         assert change is not None
         group.abort(change)
-        assert not group.deliverable(2, 0)
+        assert not deliverable(group, 2, 0)
         assert settle(group, ANN, Ack(), (0, 1)).results == [(0, 1, DONE)]
 
     def test_and_the_lease_still_ends(self) -> None:
@@ -189,7 +190,7 @@ class TestAck:
         change = settle(group, ANN, Ack(), (0, 1)).change
         assert change is not None
         assert not group.detach(ANN)
-        assert not group.deliverable(2, 0)
+        assert not deliverable(group, 2, 0)
         group.abort(change)
         assert group.take(BOB, 2, 2, 0) == [Lease(0, 1, 1)]
 
@@ -203,8 +204,8 @@ class TestFailure:
         assert verdict.change.retries == [failed(0, 0, 1, 6 * SECOND, SECOND)]
         group.apply(verdict.change)
         assert (group.to_redeliver, group.in_flight, group.next_event_us(SECOND)) == (1, 1, 6 * SECOND)
-        assert not group.deliverable(2, 6 * SECOND - 1)
-        assert group.deliverable(2, 6 * SECOND)
+        assert not deliverable(group, 2, 6 * SECOND - 1)
+        assert deliverable(group, 2, 6 * SECOND)
         assert group.take(BOB, 5, 2, 6 * SECOND) == [Lease(0, 0, 2)]
         assert group.to_redeliver == 0
 
@@ -226,7 +227,7 @@ class TestFailure:
         change = group.expire(30 * SECOND)
         assert change is not None
         assert change.retries == [failed(0, 2, 1, 30 * SECOND, 30 * SECOND, ENDED)]
-        assert not group.deliverable(3, 30 * SECOND), "not before the attempt is recorded"
+        assert not deliverable(group, 3, 30 * SECOND), "not before the attempt is recorded"
         group.apply(change)
         assert group.take(BOB, 3, 3, 30 * SECOND) == [Lease(0, 2, 2)]
         assert settle(group, ANN, Ack(), (0, 2)) == ([(0, 2, EXPIRED)], None)
@@ -317,7 +318,7 @@ class TestBounds:
         group = new_group(fragments_max=5)
         group.take(ANN, 10, END, 0)
         commit(group, settle(group, ANN, Nack(SECOND), *((n, n) for n in range(0, 10, 2))).change)
-        assert not group.deliverable(END, 0)
+        assert not deliverable(group, END, 0)
         assert group.take(BOB, 10, END, 0) == []
         assert group.take(BOB, 10, END, SECOND) == [Lease(n, n, 2) for n in range(0, 10, 2)]
         commit(group, settle(group, BOB, Ack(), (0, 9)).change)
@@ -329,6 +330,6 @@ class TestBounds:
         group = GroupCore(settled_below=0, ack_deadline_us=1, max_in_flight=99, settled=settled, fragments_max=3)
         group.attach(ANN)
         assert group.take(ANN, 99, END, 0) == [Lease(n, n, 1) for n in range(0, 20, 2)]
-        assert not group.deliverable(END, 0)
+        assert not deliverable(group, END, 0)
         commit(group, settle(group, ANN, Ack(), (0, 18)).change)
-        assert group.deliverable(END, 0)
+        assert deliverable(group, END, 0)

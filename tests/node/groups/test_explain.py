@@ -7,10 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from ringpost.node.groups.changes import Ack, Extend, Nack, Reject
+from ringpost.node.groups.changes import Ack, Extend, Failure, Nack, Reject
 from ringpost.node.groups.core import GroupCore
-from ringpost.node.groups.explain import Around, Cause, Consumer, Explanation, Place, explain
+from ringpost.node.groups.explain import Around, Cause, Consumer, Explanation, Letter, Place, explain
 from ringpost.node.groups.policy import ENDED
+from ringpost.node.groups.recent import Settler
 from ringpost.node.groups.sentences import place_sentence, sentence
 from tests.node.groups.actors import ANN, BOB, END, SECOND, commit, new_group, settle
 from tests.node.groups.test_keyed import A, B, made
@@ -287,3 +288,48 @@ TestExplaining = Explaining.TestCase
 TestExplaining.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestKeyedExplaining = KeyedExplaining.TestCase
 TestKeyedExplaining.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_a_dead_letter_is_told_by_its_number() -> None:
+    group = new_group(settled_below=3)
+    letter = Letter(17, 5 * SECOND, 2, "no stock", (Failure(1, SECOND, "busy"),))
+    found, says = told(group, 1, letter=letter, failover=True)
+    assert (found.causes, found.letter, found.since_us, found.attempt) == ((Cause.DEAD_LETTER,), 17, 5 * SECOND, 2)
+    assert found.failures == letter.failures
+    assert says == (
+        "It is dead letter 17 since 1970-01-01T00:00:05.000Z: given up after delivery 2 (no stock); a redrive brings "
+        "it back."
+    )
+    by_stranger = told(group, 1, letter=letter._replace(attempts=0, reason=""))[1]
+    assert "Z: rejected by somebody without its lease; a redrive" in by_stranger
+
+
+def test_who_acked_is_told_where_it_is_remembered() -> None:
+    group = new_group(settled_below=3)
+    found, says = told(group, 1, settler=Settler(5 * SECOND, "ann", False))
+    assert (found.causes, found.consumer, found.since_us) == ((Cause.SETTLED,), "ann", 5 * SECOND)
+    assert says == "It is settled: acked by ann at 1970-01-01T00:00:05.000Z."
+    assert "rejected by somebody without a stream at" in told(group, 1, settler=Settler(0, None, True))[1]
+    unseen = told(group, 1, letters_unseen=True)[1]
+    assert unseen.endswith("; there are dead letters that were not looked at, and it may be one of them.")
+
+
+def test_what_has_expired_is_not_delivered_any_more() -> None:
+    group = new_group()
+    group.take(ANN, 1, END, 0)
+    found, says = told(group, 5, expired=True, paused=True)
+    assert found.causes == (Cause.EXPIRED, Cause.PAUSED)
+    assert says.startswith("It has expired: its time to live is over, so it is settled undelivered")
+    assert told(group, 5, expired=True)[0].causes == (Cause.EXPIRED,)
+    assert told(group, 0, expired=True)[0].causes == (Cause.EXPIRED, Cause.LEASED), "its consumer may still ack it"
+    settle(group, ANN, Ack(), (0, 0))
+    assert told(group, 0, expired=True)[0].causes == (Cause.SETTLING,)
+
+
+def test_an_offset_that_nobody_has_may_become_a_delayed_message() -> None:
+    group = new_group()
+    found, says = told(group, END, place=Place.NOT_PUBLISHED, next_due_us=90 * SECOND)
+    assert (found.causes, found.until_us) == ((Cause.NO_MESSAGE, Cause.NOT_DUE), 90 * SECOND)
+    assert says.endswith("delayed messages, the first of which is due at 1970-01-01T00:01:30.000Z.")
+    assert told(group, END, place=Place.NOT_PUBLISHED)[0].causes == (Cause.NO_MESSAGE,)
+    assert told(group, 0, next_due_us=90 * SECOND)[0].causes == (Cause.IN_LINE,)

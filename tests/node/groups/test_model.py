@@ -11,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ringpost.node.groups.changes import Ack, Action, Extend, Nack, Outcome, Reject, SettleChange, Verdict, join
+from ringpost.node.groups.changes import Ack, Action, Claim, Extend, Nack, Outcome, Reject, SettleChange, Verdict, join
 from ringpost.node.groups.core import GroupCore
 from ringpost.node.groups.policy import Backoff, RetryPolicy
+from ringpost.node.groups.ranges import RangeSet
 from tests.node.groups.model import Entry, Model
 
 ACK_DEADLINE = 100
@@ -137,6 +138,22 @@ class GroupMachine(RuleBasedStateMachine):
         verdict = self.group.settle_any(action, ranges, self.end)
         self.check_verdict(action, verdict, *self.model.settle_any(action, ranges))
 
+    @rule(
+        consumer=st.integers(0, 3),
+        attempt=st.sampled_from([1, 1, 2, 3]),
+        action=actions,
+        ranges=range_lists,
+        current=st.sampled_from([True, True, False]),
+    )
+    def settle_by_token(
+        self, consumer: int, attempt: int, action: Action, ranges: list[tuple[int, int]], current: bool
+    ) -> None:
+        """By somebody with a token, perhaps of a consumer that has left."""
+        whole = [(first, last) for first, last in RangeSet(ranges)]
+        claim = Claim(max(self.consumers - consumer, 1), attempt, whole, current)
+        verdict = self.group.settle_claims([claim], action, self.end, self.now)
+        self.check_verdict(action, verdict, *self.model.settle_claim(action, claim, self.now))
+
     def check_verdict(
         self, action: Action, verdict: Verdict, expected: dict[int, Outcome], entry: Entry | None
     ) -> None:
@@ -240,8 +257,6 @@ class GroupMachine(RuleBasedStateMachine):
         assert group.to_redeliver == model.count("to_redeliver")
         for consumer in model.handed_end:
             assert group.in_flight_of(consumer) == len(model.leased_to(consumer))
-        room = self.max_in_flight > group.in_flight
-        assert group.deliverable(self.end, self.now) == (room and bool(model.available(self.now)))
         assert group.next_event_us(self.now) == model.next_event(self.now)
 
     def teardown(self) -> None:

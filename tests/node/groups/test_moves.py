@@ -13,6 +13,7 @@ from tests.node.groups.actors import (
     SECOND,
     UNKNOWN,
     commit,
+    deliverable,
     failed,
     new_group,
     settle,
@@ -76,9 +77,9 @@ class TestMoves:
         group = new_group()
         group.take(ANN, 2, 2, 0)
         commit(group, settle(group, ANN, Nack(), (0, 0)).change)
-        assert group.deliverable(2, 0)
+        assert deliverable(group, 2, 0)
         group.trim(1)
-        assert not group.deliverable(2, 0)
+        assert not deliverable(group, 2, 0)
 
 
 class TestFailuresStoredBehindASeek:
@@ -92,7 +93,7 @@ class TestFailuresStoredBehindASeek:
         group.take(BOB, 1, 1, 0)
         new = settle(group, BOB, Ack(), (0, 0)).change
         commit(group, old)
-        assert not group.deliverable(1, 0)
+        assert not deliverable(group, 1, 0)
         commit(group, new)
         assert group.snapshot() == (1, [], [], 0)
 
@@ -105,7 +106,7 @@ class TestFailuresStoredBehindASeek:
         group.seek(0)
         assert group.take(BOB, 1, 1, 0) == [Lease(0, 0, 1)]
         commit(group, old)
-        assert not group.deliverable(1, 0), "bob still has it"
+        assert not deliverable(group, 1, 0), "bob still has it"
         commit(group, settle(group, BOB, Nack(), (0, 0)).change)
         assert group.take(BOB, 1, 1, 0) == [Lease(0, 0, 3)]
 
@@ -118,7 +119,7 @@ class TestFailuresStoredBehindASeek:
             changes.append(settle(group, ANN, Nack(delay), (0, 0)).change)
             group.seek(0)
         commit(group, changes[0])
-        assert not looked or group.deliverable(1, 0)
+        assert not looked or deliverable(group, 1, 0)
         commit(group, changes[1])
-        assert not group.deliverable(1, 9 * SECOND - 1)
-        assert group.deliverable(1, 9 * SECOND)
+        assert not deliverable(group, 1, 9 * SECOND - 1)
+        assert deliverable(group, 1, 9 * SECOND)

@@ -10,7 +10,7 @@ from ringpost.node.groups.changes import Failure, Lease, Nack
 from ringpost.node.groups.policy import DELAY_US_MAX, ENDED, REASON_BYTES_KEPT, Backoff, RetryPolicy, cut, spread
 from ringpost.node.groups.retries import FAILURES_KEPT
 from ringpost.v1 import group_pb2
-from tests.node.groups.actors import ANN, SECOND, commit, failed, new_group, restarted, settle
+from tests.node.groups.actors import ANN, SECOND, commit, deliverable, failed, new_group, restarted, settle
 
 S = SECOND
 policies = st.builds(
@@ -98,7 +98,7 @@ def test_the_last_of_its_attempts_settles_a_message() -> None:
     commit(group, settle(group, ANN, Nack(reason="broken"), (0, 0)).change)
     assert (group.rejected, group.pending(2)) == (1, 1)
     commit(group, group.expire(30 * S))
-    assert (group.rejected, group.pending(2), group.deliverable(2, 99 * S)) == (2, 0, False)
+    assert (group.rejected, group.pending(2), deliverable(group, 2, 99 * S)) == (2, 0, False)
 
 
 def test_who_gets_a_message_next_is_told_why_it_failed() -> None:

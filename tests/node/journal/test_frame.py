@@ -40,6 +40,7 @@ headers = st.fixed_dictionaries(
         "producer_epoch": u32,
         "base_sequence": u64,
         "previous_crc": u32,
+        "ttl_ms": u64,
     }
 )
 
@@ -49,11 +50,11 @@ def frame_of(fields: dict[str, int], body: bytes) -> bytes:
 
 
 def test_a_known_header_stays_as_it_is_on_disks() -> None:
-    fields = dict(zip(Header._fields[:-1], range(1, 18), strict=True))
+    fields = dict(zip(Header._fields[:-1], range(1, 19), strict=True))
     assert encode_header(**fields).hex() == (
         "52504631010102000300000004000000050000000600000007000000000000000800000000000000"
         "09000000000000000a000000000000000b000000000000000c000000000000000d0000000e000000"
-        "000000000f000000100000000000000011000000" + "0000000000000000" + encode_header(**fields)[-4:].hex()
+        "000000000f000000100000000000000011000000" + "1200000000000000" + encode_header(**fields)[-4:].hex()
     )
     assert header_crc_of(encode_header(**fields)) == crc32c(encode_header(**fields)[:108])
 
@@ -137,4 +138,6 @@ def test_types_keep_their_numbers() -> None:
         "REPLICA": 7,
         "TRUNCATE": 8,
         "REPEAT": 9,
+        "SCHEDULE": 10,
+        "RELEASE": 11,
     }

@@ -12,6 +12,7 @@ from crc32c import crc32c
 from ringpost.cluster.keys import shard_of
 from ringpost.cluster.levels import OWN, Levels
 from ringpost.cluster.memory_kv import MemoryKv, MemoryStore
+from ringpost.cluster.placement import Site, place
 from ringpost.cluster.view import NodeRef
 from ringpost.node.config import Config
 from ringpost.node.coordination import IdentityFacts, coordination_over
@@ -136,8 +137,18 @@ class Cluster:
     async def __aenter__(self) -> Self:
         os.makedirs(self._folder, exist_ok=True)
         await asyncio.gather(*(node.start() for node in self.nodes.values()))
-        await self.until(lambda: all(self.leader(shard) for shard in range(SHARDS)), "every shard is served")
+        await self.until(self._home, "every shard is led by the node that shall lead it: no hand-over is to come")
         return self
+
+    def _home(self) -> bool:
+        views = [node.member.coordination.view for node in self.nodes.values()]
+        alive = {name: ref for name, ref in views[0].nodes.items() if ref.alive}
+        sites = frozenset(Site(name, ref.zone, 1, ref.host) for name, ref in alive.items())
+        if len(sites) < len(self.nodes):
+            return False
+        placed = place(sites, frozenset(self.nodes), SHARDS, views[0].replication_factor)
+        leaders = [self.leader(shard) for shard in range(SHARDS)]
+        return [leader and leader.name for leader in leaders] == [wanted[0] for wanted in placed]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

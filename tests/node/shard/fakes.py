@@ -16,6 +16,7 @@ from ringpost.node.shard.dead_letters import Gravedigger
 from ringpost.node.shard.deadlines import Deadlines
 from ringpost.node.shard.log import Log
 from ringpost.node.shard.reading import Reading
+from ringpost.node.shard.release import Releaser
 from ringpost.node.shard.replay import Replay
 from ringpost.node.shard.salvage import Loss, Salvage
 from ringpost.node.shard.settlements import Settlements
@@ -161,6 +162,7 @@ class Rig:
         self.reading = Reading(self.log.cache, self._fetch, lambda channel, what: self.damaged.append(what))
         self._spawned: list[Coroutine[Any, Any, None]] = []
         self.log.burials.write = Gravedigger(self.reading, self._spawn, self.store.check_disk).write
+        self.log.schedules.release = Releaser(self.log, self.reading, self._spawn, self.store.check_disk).release
         if epoch:
             self.lead(epoch)
 
@@ -216,18 +218,20 @@ class Rig:
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs what waits for nothing: reads are answered at once."""
+    """Runs what waits for nothing but its next turn: reads are answered at once."""
     try:
-        coroutine.send(None)
+        while coroutine.send(None) is None:
+            pass
     except StopIteration:
         return
     raise AssertionError("it waits")
 
 
 def cached(frame: Stored) -> CachedFrame:
-    """A stored DATA frame as a read gives it."""
+    """A stored frame with a batch as a read gives it."""
     h = frame.decoded
-    return CachedFrame(h.base_offset, h.count, h.time_us, h.body_crc, frame.body, h.producer, h.base_sequence)
+    sequence = h.base_sequence if h.producer else 0
+    return CachedFrame(h.base_offset, h.count, h.time_us, h.body_crc, frame.body, h.producer, sequence, h.ttl_ms)
 
 
 def batch_of(*texts: str, key: bytes = b"") -> bytes:

@@ -41,6 +41,7 @@ _small = st.integers(0, 9)
 
 operations = st.one_of(
     st.tuples(st.just("publish"), _channel, st.integers(1, 4)),
+    st.tuples(st.just("delay"), _channel, st.integers(1, 3), st.sampled_from((1, 500_000, 2_000_000)), st.booleans()),
     st.tuples(st.just("produce"), _channel, st.integers(1, 3), st.integers(1, 2), st.integers(0, 4)),
     st.tuples(st.just("repeat"), _channel, st.integers(1, 2)),
     st.tuples(st.just("add_group"), _channel, _group, _small),
@@ -100,6 +101,20 @@ class History:
         texts = ("m" * (n + 1) for n in range(count))
         publish = publish_of(*texts, key=b"k" * (count % 3), durability=Durability.DURABILITY_LEADER)
         channel.shard.publish(channel, publish, self.answers.append)
+
+    def delay(self, name: str, count: int, delay_us: int, numbered: bool) -> None:
+        """A batch that is due later; perhaps the next one of a producer."""
+        channel = self.rig.store.find_or_add(name)
+        due = {"due_us": self.rig.time.now_us + delay_us}
+        if not numbered:
+            channel.shard.publish(channel, publish_of(*["d"] * count, **due), self.answers.append)
+            return
+        key = (id(channel), 3)
+        epoch, first = self.sequences.get(key, (1, 0))
+        how = {"producer": 3, "producer_epoch": epoch, "first_sequence": first}
+        assert channel.shard.publish(channel, publish_of(*["d"] * count, **how, **due), self.answers.append)
+        self.sequences[key] = (epoch, first + count)
+        self.last[id(channel)] = (count, how)
 
     def produce(self, name: str, count: int, producer: int, rise: int) -> None:
         """The producer's next batch on the channel; rarely a new epoch of it."""

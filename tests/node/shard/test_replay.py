@@ -84,7 +84,9 @@ def test_a_store_goes_on_after_replay_as_if_it_had_never_stopped(history: list[O
     for group in again.store.groups():
         group.join(1, Member())
     life = History(again)
-    for operation in data.draw(st.lists(operations.filter(lambda op: op[0] not in ("produce", "repeat")), max_size=20)):
+    for operation in data.draw(
+        st.lists(operations.filter(lambda op: op[0] not in ("produce", "repeat", "delay")), max_size=20)
+    ):
         life.do(operation)
     life.end()
     third, quarantined = replayed(again.journal.frames, shards=SHARDS)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ringpost.v1 import common_pb2 as ringpost_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#ringpost/internal/v1/envelope.proto\x12\x14ringpost.internal.v1\x1a\x18ringpost/v1/common.proto\"\x98\x02\n\x0ePublishRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x13\n\x06\x63rc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x12+\n\ndurability\x18\x05 \x01(\x0e\x32\x17.ringpost.v1.Durability\x12\x13\n\x0bproducer_id\x18\x06 \x01(\x06\x12\x16\n\x0eproducer_epoch\x18\x07 \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\x08 \x01(\x04\x12\x1c\n\x0f\x65xpected_offset\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x10 \x01(\tB\t\n\x07_crc32cB\x12\n\x10_expected_offset\"o\n\x14PublishStreamRequest\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12\x37\n\x07publish\x18\x02 \x01(\x0b\x32$.ringpost.internal.v1.PublishRequestH\x00\x42\t\n\x07\x63ommand\"Y\n\x07\x44\x65liver\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x35\n\x07\x62\x61tches\x18\x02 \x03(\x0b\x32$.ringpost.internal.v1.DeliveredBatch\"\xb5\x01\n\x0e\x44\x65liveredBatch\x12\x14\n\x0c\x66irst_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x16\n\x0e\x61ppend_time_us\x18\x03 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x10\n\x08lease_ms\x18\x07 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x08 \x01(\t\x12\x13\n\x0blast_reason\x18\n \x01(\t\"N\n\x11SubscribeResponse\x12\x30\n\x07\x64\x65liver\x18\x02 \x01(\x0b\x32\x1d.ringpost.internal.v1.DeliverH\x00\x42\x07\n\x05\x65ventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#ringpost/internal/v1/envelope.proto\x12\x14ringpost.internal.v1\x1a\x18ringpost/v1/common.proto\"\xd3\x02\n\x0ePublishRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x13\n\x06\x63rc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x12+\n\ndurability\x18\x05 \x01(\x0e\x32\x17.ringpost.v1.Durability\x12\x13\n\x0bproducer_id\x18\x06 \x01(\x06\x12\x16\n\x0eproducer_epoch\x18\x07 \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\x08 \x01(\x04\x12\x1c\n\x0f\x65xpected_offset\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x17\n\x0f\x64\x65liver_time_us\x18\n \x01(\x03\x12\x10\n\x08\x64\x65lay_ms\x18\x0b \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x0c \x01(\x04\x12\x13\n\x0btraceparent\x18\x10 \x01(\tB\t\n\x07_crc32cB\x12\n\x10_expected_offset\"o\n\x14PublishStreamRequest\x12\x13\n\x0b\x63orrelation\x18\x01 \x01(\x04\x12\x37\n\x07publish\x18\x02 \x01(\x0b\x32$.ringpost.internal.v1.PublishRequestH\x00\x42\t\n\x07\x63ommand\"Y\n\x07\x44\x65liver\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\r\x12\x35\n\x07\x62\x61tches\x18\x02 \x03(\x0b\x32$.ringpost.internal.v1.DeliveredBatch\"\xca\x01\n\x0e\x44\x65liveredBatch\x12\x14\n\x0c\x66irst_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x16\n\x0e\x61ppend_time_us\x18\x03 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x10\n\x08lease_ms\x18\x07 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x08 \x01(\t\x12\x13\n\x0blast_reason\x18\n \x01(\t\x12\x13\n\x0blease_token\x18\t \x01(\x0c\"N\n\x11SubscribeResponse\x12\x30\n\x07\x64\x65liver\x18\x02 \x01(\x0b\x32\x1d.ringpost.internal.v1.DeliverH\x00\x42\x07\n\x05\x65ventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ringpost.internal.v1.envelo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PUBLISHREQUEST']._serialized_start=88
-  _globals['_PUBLISHREQUEST']._serialized_end=368
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=370
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=481
-  _globals['_DELIVER']._serialized_start=483
-  _globals['_DELIVER']._serialized_end=572
-  _globals['_DELIVEREDBATCH']._serialized_start=575
-  _globals['_DELIVEREDBATCH']._serialized_end=756
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=758
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=836
+  _globals['_PUBLISHREQUEST']._serialized_end=427
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=429
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=540
+  _globals['_DELIVER']._serialized_start=542
+  _globals['_DELIVER']._serialized_end=631
+  _globals['_DELIVEREDBATCH']._serialized_start=634
+  _globals['_DELIVEREDBATCH']._serialized_end=836
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=838
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=916
 # @@protoc_insertion_point(module_scope)

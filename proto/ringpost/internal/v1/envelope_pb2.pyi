@@ -40,6 +40,9 @@ class PublishRequest(_message.Message):
     PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     EXPECTED_OFFSET_FIELD_NUMBER: _builtins.int
+    DELIVER_TIME_US_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     batch: _builtins.bytes
@@ -50,6 +53,9 @@ class PublishRequest(_message.Message):
     producer_epoch: _builtins.int
     first_sequence: _builtins.int
     expected_offset: _builtins.int
+    deliver_time_us: _builtins.int
+    delay_ms: _builtins.int
+    ttl_ms: _builtins.int
     traceparent: _builtins.str
     def __init__(
         self,
@@ -63,11 +69,14 @@ class PublishRequest(_message.Message):
         producer_epoch: _builtins.int = ...,
         first_sequence: _builtins.int = ...,
         expected_offset: _builtins.int | None = ...,
+        deliver_time_us: _builtins.int = ...,
+        delay_ms: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "crc32c", b"crc32c", "expected_offset", b"expected_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "_expected_offset", b"_expected_offset", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "delay_ms", b"delay_ms", "deliver_time_us", b"deliver_time_us", "durability", b"durability", "expected_offset", b"expected_offset", "first_sequence", b"first_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "traceparent", b"traceparent", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
     _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
@@ -147,6 +156,7 @@ class DeliveredBatch(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     LAST_REASON_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
     count: _builtins.int
     append_time_us: _builtins.int
@@ -156,6 +166,7 @@ class DeliveredBatch(_message.Message):
     lease_ms: _builtins.int
     channel: _builtins.str
     last_reason: _builtins.str
+    lease_token: _builtins.bytes
     def __init__(
         self,
         *,
@@ -168,10 +179,11 @@ class DeliveredBatch(_message.Message):
         lease_ms: _builtins.int = ...,
         channel: _builtins.str = ...,
         last_reason: _builtins.str = ...,
+        lease_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_time_us", b"append_time_us", "attempt", b"attempt", "batch", b"batch", "channel", b"channel", "count", b"count", "crc32c", b"crc32c", "first_offset", b"first_offset", "last_reason", b"last_reason", "lease_ms", b"lease_ms", "lease_token", b"lease_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

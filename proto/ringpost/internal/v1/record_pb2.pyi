@@ -423,6 +423,7 @@ class ShardSnapshot(_message.Message):
     CHANNELS_FIELD_NUMBER: _builtins.int
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
+    SCHEDULES_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     position: _builtins.int
     """Position and header checksum of the last frame that is contained."""
@@ -435,6 +436,10 @@ class ShardSnapshot(_message.Message):
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelSnapshot]: ...
     @_builtins.property
     def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduleSnapshot]:
+        """What is not due yet, of the channels that have such."""
+
     def __init__(
         self,
         *,
@@ -446,14 +451,76 @@ class ShardSnapshot(_message.Message):
         channels: _abc.Iterable[Global___ChannelSnapshot] | None = ...,
         replica_id: _builtins.str = ...,
         epochs: _abc.Iterable[_builtins.int] | None = ...,
+        schedules: _abc.Iterable[Global___ScheduleSnapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "epoch", b"epoch", "epochs", b"epochs", "last_crc", b"last_crc", "last_time_us", b"last_time_us", "position", b"position", "replica_id", b"replica_id", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "epoch", b"epoch", "epochs", b"epochs", "last_crc", b"last_crc", "last_time_us", b"last_time_us", "position", b"position", "replica_id", b"replica_id", "schedules", b"schedules", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardSnapshot: _TypeAlias = ShardSnapshot  # noqa: Y015
+
+@_typing.final
+class ScheduleSnapshot(_message.Message):
+    """What is scheduled for a channel, and which message ids of such batches are remembered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    SEEN_FIELD_NUMBER: _builtins.int
+    channel: _builtins.int
+    entries: _builtins.bytes
+    """By their numbers, the positions of their SCHEDULE frames. Little endian, one column behind the other: number u64, time
+    in µs u64, journal address u64, length of the frame u32, count of messages u32. Without these where frames follow.
+    """
+    @_builtins.property
+    def seen(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduledIdsSnapshot]:
+        """In the order in which they were scheduled."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.int = ...,
+        entries: _builtins.bytes = ...,
+        seen: _abc.Iterable[Global___ScheduledIdsSnapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "entries", b"entries", "seen", b"seen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleSnapshot: _TypeAlias = ScheduleSnapshot  # noqa: Y015
+
+@_typing.final
+class ScheduledIdsSnapshot(_message.Message):
+    """Message ids of one scheduled batch, of a channel that deduplicates by them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_US_FIELD_NUMBER: _builtins.int
+    DUE_TIME_US_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    time_us: _builtins.int
+    due_time_us: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        time_us: _builtins.int = ...,
+        due_time_us: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_time_us", b"due_time_us", "ids", b"ids", "time_us", b"time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduledIdsSnapshot: _TypeAlias = ScheduledIdsSnapshot  # noqa: Y015
 
 @_typing.final
 class ChannelSnapshot(_message.Message):
@@ -557,6 +624,7 @@ class GroupSnapshot(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     SEEKS_FIELD_NUMBER: _builtins.int
     FILTERED_FIELD_NUMBER: _builtins.int
+    ERA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_time_us: _builtins.int
     settled_below: _builtins.int
@@ -564,6 +632,8 @@ class GroupSnapshot(_message.Message):
     paused: _builtins.bool
     filtered: _builtins.int
     """Messages settled by its filters so far."""
+    era: _builtins.int
+    """Position of the last frame that moved the group or brought dead letters back: older lease tokens say less."""
     @_builtins.property
     def config(self) -> _group_pb2.GroupConfig: ...
     @_builtins.property
@@ -594,10 +664,11 @@ class GroupSnapshot(_message.Message):
         paused: _builtins.bool = ...,
         seeks: _abc.Iterable[_builtins.int] | None = ...,
         filtered: _builtins.int = ...,
+        era: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "filtered", b"filtered", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_time_us", b"created_time_us", "era", b"era", "filtered", b"filtered", "letters_gone", b"letters_gone", "name", b"name", "paused", b"paused", "rejected", b"rejected", "retries", b"retries", "seeks", b"seeks", "settled", b"settled", "settled_below", b"settled_below"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

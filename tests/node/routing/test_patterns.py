@@ -1,0 +1,468 @@
+"""Subscribing to patterns over several nodes: which channels come, their order, the credit, groups, moves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from ringpost.node.delivery.fan import Fan
+from ringpost.node.routing.relayed_member import RelayedMember
+from ringpost.v1.channel_pb2 import AddChannelRequest, DeleteChannelRequest, PurgeChannelRequest
+from ringpost.v1.common_pb2 import GroupMode, Start
+from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig, ListGroupsRequest
+from ringpost.v1.publish_pb2 import PublishRequest
+from ringpost.v1.subscribe_pb2 import ChannelOffset, Nack, Outcome
+from tests.integration.broker import batch_of, gathered
+from tests.node.routing.access_rig import bearer, principal, rigged
+from tests.node.routing.cluster import Nodes, running
+from tests.node.routing.pattern_reader import EARLIEST, PatternReader, fill
+
+CHANNELS = [f"orders.c{number}" for number in range(12)]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    async with running(tmp_path) as nodes:
+        yield nodes
+
+
+def owners(nodes: Nodes, channels: list[str]) -> set[str]:
+    leaders = (nodes.world.leaders[nodes.shard(channel)] for channel in channels)
+    return {led[0] for led in leaders if led is not None}
+
+
+async def test_all_channels_that_match_are_delivered_in_their_order_from_whatever_node_leads_them(nodes: Nodes) -> None:
+    assert owners(nodes, CHANNELS) == {"n1", "n2", "n3"}
+    for channel in (*CHANNELS, "bills.a", "orders.deep.er", "orders"):
+        await fill(nodes.clients["n2"], channel, 0, 25)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    opened = await reader.open()
+    assert opened.WhichOneof("event") == "opened"
+    assert opened.opened.owner == "n1"
+    assert reader.places == dict.fromkeys(CHANNELS, 0)
+    await reader.take(25 * len(CHANNELS))
+    assert reader.got == {key: list(range(25)) for key in CHANNELS}
+    await reader.nothing_more()
+
+
+async def test_without_a_start_only_what_comes_from_now_on_is_delivered_but_a_later_channel_whole(nodes: Nodes) -> None:
+    for channel in CHANNELS:
+        await fill(nodes.clients["n2"], channel, 0, 5)
+    reader = PatternReader(nodes.clients["n3"], "orders.>")
+    await reader.open()
+    assert reader.places == dict.fromkeys(CHANNELS, 5)
+    later = [f"orders.new.{number}" for number in range(9)]
+    for channel in (*CHANNELS, *later):
+        await fill(nodes.clients["n1"], channel, 5, 9)
+    await reader.take(4 * (len(CHANNELS) + len(later)))
+    assert reader.got == {key: [5, 6, 7, 8] for key in (*CHANNELS, *later)}
+    assert {channel: reader.places[channel] for channel in later} == dict.fromkeys(later, 0)
+
+
+async def test_the_credit_is_exact_and_shared_out_in_turn(nodes: Nodes) -> None:
+    busy, *quiet = CHANNELS
+    await fill(nodes.clients["n1"], busy, 0, 5_000, step=1_000)
+    for channel in quiet:
+        await fill(nodes.clients["n1"], channel, 0, 3)
+    reader = PatternReader(nodes.clients["n2"], "orders.*", start=EARLIEST, credit=0)
+    await reader.open()
+    await reader.grant(7)
+    await reader.take(7)
+    await reader.nothing_more()
+    assert sum(flow.credit.sent_messages for flow in _flows(nodes)) == 7, "no leader has sent more than was granted"
+    await reader.grant(7 + 1_500)
+    await reader.take(1_500)
+    assert {channel: reader.got[channel] for channel in quiet} == {key: [0, 1, 2] for key in quiet}, "none starves"
+    await reader.grant(10_000)
+    await reader.take(5_000 + 3 * len(quiet) - 1_507)
+    assert reader.got[busy] == list(range(5_000))
+
+
+def _flows(nodes: Nodes) -> list[object]:
+    """The subscriptions of the pattern's channels, wherever they are served."""
+    sessions = (session for server in nodes.servers.values() for session in server.hub.sessions)
+    return [
+        flow for session in sessions for flow in session.subscriptions.values() if type(flow).__name__ == "Borrowing"
+    ]
+
+
+async def test_hundreds_of_quiet_channels_take_no_credit_from_one_that_has_something(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    await gathered((client.channels.AddChannel(AddChannelRequest(name=f"q.{n}")) for n in range(300)), 50)
+    reader = PatternReader(nodes.clients["n3"], "q.*", credit=20)
+    await reader.open()
+    assert len(reader.places) == 300
+    for number in (5, 250, 111):
+        await fill(client, f"q.{number}", 0, 20, step=20)
+        await reader.take(20)
+        assert reader.got[f"q.{number}"] == list(range(20))
+        await reader.grant(len(reader.order) + 20)
+
+
+async def test_a_deleted_channel_leaves_quietly_and_one_made_anew_is_read_from_its_beginning(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 2)
+    reader = PatternReader(nodes.clients["n2"], "orders.*", start=EARLIEST)
+    await reader.open()
+    await reader.take(2 * len(CHANNELS))
+    for channel in CHANNELS[:4]:
+        await client.channels.DeleteChannel(DeleteChannelRequest(name=channel))
+    await reader.until(lambda it: len(it.gone) == 4)
+    assert sorted(reader.gone) == sorted(CHANNELS[:4])
+    await fill(client, CHANNELS[0], 7, 9)
+    await fill(client, CHANNELS[11], 2, 3)
+    await reader.take(3)
+    assert (reader.got[CHANNELS[0]], reader.got[CHANNELS[11]]) == ([0, 1, 7, 8], [0, 1, 2])
+    assert reader.closed is None
+    assert CHANNELS[1] not in {info.name for info in await client.all_channels()}, "reading makes no channel"
+
+
+async def test_what_was_purged_is_a_gap_that_names_its_channel(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 20)
+    reader = PatternReader(nodes.clients["n2"], "orders.*", start=EARLIEST, credit=0)
+    await reader.open()
+    for channel in CHANNELS:
+        await client.channels.PurgeChannel(PurgeChannelRequest(name=channel, before_offset=10))
+    await reader.grant(10_000)
+    await reader.take(10 * len(CHANNELS))
+    assert sorted(reader.gaps) == sorted((channel, 0, 9) for channel in CHANNELS)
+
+
+async def test_resuming_goes_on_behind_what_came_and_takes_new_channels_from_their_beginning(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 10)
+    await client.channels.AddChannel(AddChannelRequest(name="orders.anew"))
+    places = [ChannelOffset(channel=channel, offset=4) for channel in CHANNELS[:6]]
+    places += [ChannelOffset(channel="orders.gone", offset=3), ChannelOffset(channel="orders.anew", offset=9)]
+    reader = PatternReader(nodes.clients["n3"], "orders.*", start=EARLIEST, resume=places)
+    await reader.open()
+    await fill(client, "orders.anew", 0, 2)
+    await fill(client, "orders.gone", 0, 1)
+    await reader.take(6 * 6 + 6 * 10 + 3)
+    assert {channel: reader.got[channel] for channel in CHANNELS[:6]} == {
+        key: list(range(4, 10)) for key in CHANNELS[:6]
+    }
+    assert {channel: reader.got[channel] for channel in CHANNELS[6:]} == {key: list(range(10)) for key in CHANNELS[6:]}
+    assert (reader.got["orders.anew"], reader.got["orders.gone"]) == ([0, 1], [0])
+
+
+async def test_inboxes_match_only_when_the_pattern_says_so(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    await client.channels.AddChannel(AddChannelRequest(name="_inbox.ann"))
+    for name in ("a.b", "_inbox.ann"):
+        await fill(client, name, 0, 1)
+    wide = PatternReader(client, ">", start=EARLIEST)
+    inboxes = PatternReader(client, "_inbox.*", start=EARLIEST)
+    await wide.open()
+    await inboxes.open()
+    assert (set(wide.places), set(inboxes.places)) == ({"a.b"}, {"_inbox.ann"})
+
+
+async def test_wrong_use_is_refused_with_what_to_do(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+
+    async def refused(pattern: str, **fields: object) -> tuple[int, str]:
+        reader = PatternReader(client, pattern, **fields)
+        event = await reader.open()
+        assert event.WhichOneof("event") == "closed"
+        return event.closed.failure.code, event.closed.failure.violations[0].field
+
+    assert await refused("a.>.b") == (3, "open.pattern")
+    assert await refused("a.*", channel="a") == (3, "open.pattern")
+    assert await refused("a.*", start=Start(offset=3)) == (3, "open.start.offset")
+    assert await refused("a.*", group="g", resume=[ChannelOffset(channel="a.b")]) == (3, "open.resume")
+    assert await refused("a.*", resume=[ChannelOffset(channel="a.*")]) == (3, "open.resume[0].channel")
+    assert await refused("a.*", mode=GroupMode.GROUP_MODE_SHARED) == (3, "open.mode")
+    assert await refused("a.*", group="g.h") == (3, "open.group")
+    assert await refused("", channel="a", resume=[ChannelOffset(channel="a")]) == (3, "open.resume")
+
+
+async def test_too_many_channels_end_it_with_the_limit(nodes: Nodes) -> None:
+    for server in nodes.servers.values():
+        object.__setattr__(server.hub.limits, "pattern_channels", 12)
+    for channel in CHANNELS:
+        await fill(nodes.clients["n2"], channel, 0, 1)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    await reader.open()
+    await reader.take(12)
+    await fill(nodes.clients["n2"], "orders.onemore", 0, 1)
+    await reader.until(lambda it: it.closed)
+    failure = reader.closed.failure
+    assert (failure.code, failure.reason, failure.metadata["limit"]) == (8, "PATTERN_LIMIT", "12")
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_group_of_a_pattern_is_one_on_each_channel_and_settles_by_channel_and_offset(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 10)
+    await client.groups.AddGroup(AddGroupRequest(channel=CHANNELS[0], name="g", start=Start(offset=5)))
+    ann = PatternReader(nodes.clients["n2"], "orders.*", group="g", mode=GroupMode.GROUP_MODE_SHARED)
+    assert (await ann.open()).opened.ack_deadline_ms == 30_000
+    await fill(client, "orders.later", 0, 3)
+    await ann.take(5 + 10 * 11 + 3)
+    assert (ann.got[CHANNELS[0]], ann.got[CHANNELS[5]]) == (list(range(5, 10)), list(range(10)))
+    for channel in CHANNELS:
+        done = [(5, 9, Outcome.OUTCOME_DONE)]
+        assert await ann.settle(channel, (5, 9)) == done
+    assert await ann.settle(CHANNELS[1], (4, 4), nack=Nack()) == [(4, 4, Outcome.OUTCOME_DONE)]
+    await ann.take(1)
+    assert (ann.got[CHANNELS[1]][-1], ann.attempts[CHANNELS[1]][-1]) == (4, 2)
+    assert await ann.settle("orders.unknown", (0, 3)) == [(0, 3, Outcome.OUTCOME_UNKNOWN)]
+    failure = await ann.settle("", (0, 3))
+    assert (failure.code, failure.violations[0].field) == (3, "settle.channel")
+    group = (await client.groups.GetGroup(GetGroupRequest(channel=CHANNELS[3], name="g"))).group
+    assert (group.settled_below, group.in_flight) == (0, 5)
+    groups = await client.groups.ListGroups(ListGroupsRequest(page_size=100))
+    assert {(one.channel, one.name) for one in groups.groups} == {(name, "g") for name in (*CHANNELS, "orders.later")}
+
+
+async def test_two_members_share_each_channel_and_one_that_leaves_gives_all_back(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 10)
+    ann = PatternReader(nodes.clients["n2"], "orders.*", group="g", credit=60)
+    bob = PatternReader(nodes.clients["n3"], "orders.*", group="g", credit=0)
+    await ann.open()
+    await ann.take(60)
+    await bob.open()
+    await bob.grant(1_000)
+    await bob.take(60)
+    assert sum(map(len, ann.got.values())) + sum(map(len, bob.got.values())) == 120
+    ann.stream.cancel()
+    await bob.take(60)
+    assert {channel: sorted(texts) for channel, texts in bob.got.items()} == {key: list(range(10)) for key in CHANNELS}
+    assert set().union(*bob.attempts.values()) == {1}, "a member that goes costs no attempt"
+
+
+async def test_a_group_of_another_mode_on_one_channel_refuses_the_pattern(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 1)
+    config = GroupConfig(mode=GroupMode.GROUP_MODE_KEY_ORDERED)
+    await client.groups.AddGroup(AddGroupRequest(channel=CHANNELS[7], name="g", config=config))
+    reader = PatternReader(nodes.clients["n2"], "orders.*", group="g", mode=GroupMode.GROUP_MODE_SHARED)
+    assert (await reader.open()).closed.failure.reason == "GROUP_MODE"
+
+
+async def test_an_exclusive_group_has_one_reader_of_all_and_a_failover_group_a_second_that_waits(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 2)
+    exclusive = {"group": "one", "mode": GroupMode.GROUP_MODE_EXCLUSIVE}
+    first = PatternReader(nodes.clients["n2"], "orders.*", **exclusive)
+    assert (await first.open()).WhichOneof("event") == "opened"
+    second = PatternReader(nodes.clients["n3"], "orders.*", **exclusive)
+    assert (await second.open()).closed.failure.reason == "GROUP_OCCUPIED"
+    failover = {"group": "two", "mode": GroupMode.GROUP_MODE_FAILOVER}
+    active = PatternReader(nodes.clients["n2"], "orders.*", **failover)
+    standby = PatternReader(nodes.clients["n3"], "orders.*", **failover)
+    await active.open()
+    await active.take(24)
+    await standby.open()
+    await standby.nothing_more()
+    active.stream.cancel()
+    await standby.take(24)
+    assert standby.got == {key: [0, 1] for key in CHANNELS}
+
+
+async def test_in_a_broadcast_group_each_consumer_has_its_place_in_every_channel(nodes: Nodes) -> None:
+    for channel in CHANNELS:
+        await fill(nodes.clients["n1"], channel, 0, 3)
+    told = {"group": "b", "mode": GroupMode.GROUP_MODE_BROADCAST}
+    ann = PatternReader(nodes.clients["n2"], "orders.*", consumer="ann", **told)
+    bob = PatternReader(nodes.clients["n3"], "orders.*", consumer="bob", **told)
+    for reader in (ann, bob):
+        await reader.open()
+        await reader.take(3 * len(CHANNELS))
+        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
+    for channel in CHANNELS:
+        assert await ann.settle(channel, (0, 1)) == [(0, 1, Outcome.OUTCOME_DONE)]
+    ann.stream.cancel()
+    again = PatternReader(nodes.clients["n1"], "orders.*", consumer="ann", **told)
+    await again.open()
+    await again.take(len(CHANNELS))
+    assert again.got == {channel: [2] for channel in CHANNELS}
+
+
+# -- leaders change ---------------------------------------------------------------------------------------------------
+
+
+async def test_channels_go_on_without_loss_or_doubles_when_their_shards_move(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 10)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    await reader.open()
+    await reader.take(10 * len(CHANNELS))
+    for round_, to in enumerate(("n2", "n1", "n3"), start=1):
+        for shard in range(nodes.world.shard_count):
+            await nodes.hand_over(shard, to)
+        for channel in CHANNELS:
+            await fill(client, channel, round_ * 10, round_ * 10 + 10)
+        await fill(client, f"orders.later{round_}", 0, 10)
+        await reader.take(10 * len(CHANNELS) + 10)
+    assert {channel: reader.got[channel] for channel in CHANNELS} == {key: list(range(40)) for key in CHANNELS}
+    assert all(reader.got[f"orders.later{round_}"] == list(range(10)) for round_ in (1, 2, 3))
+    assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
+
+
+def fan_of(nodes: Nodes, node: str) -> Fan:
+    """The one subscription to a pattern that a client has on a node."""
+    flows = (flow for session in nodes.servers[node].hub.sessions for flow in session.subscriptions.values())
+    (fan,) = (flow for flow in flows if isinstance(flow, Fan))
+    return fan
+
+
+async def test_who_asked_a_leader_for_credit_and_lost_it_is_lent_some_at_the_next(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 5)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST, credit=0)
+    await reader.open()
+    fan = fan_of(nodes, "n1")
+    for turn, to in enumerate(("n2", "n3", "n2", "n3", "n2"), start=1):
+        async with asyncio.timeout(20):
+            while len(fan._loans._waits) < len(CHANNELS):  # until all have asked
+                await asyncio.sleep(0.01)
+        before = {shard: led[0] for shard, led in nodes.world.leaders.items() if led}
+        nodes.world.assign(dict.fromkeys(range(nodes.world.shard_count)))
+        relayed = {number for number, flow in fan._inner.subscriptions.items() if isinstance(flow, RelayedMember)}
+        assert not fan._loans._waits & relayed, "what the old leader asked for is not the new one's"
+        nodes.world.assign(before)
+        for shard in range(nodes.world.shard_count):
+            await nodes.hand_over(shard, to)
+        await reader.grant(turn * 5 * len(CHANNELS))
+        await reader.take(5 * len(CHANNELS))
+        for channel in CHANNELS:
+            await fill(client, channel, turn * 5, turn * 5 + 5)
+    assert reader.got == {channel: list(range(25)) for channel in CHANNELS}
+
+
+async def test_a_group_s_leases_come_again_from_the_new_leader_and_what_was_acked_does_not(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 4)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", group="g")
+    await reader.open()
+    await reader.take(4 * len(CHANNELS))
+    for channel in CHANNELS:
+        assert await reader.settle(channel, (0, 1)) == [(0, 1, Outcome.OUTCOME_DONE)]
+    reader.places.clear()
+    for shard in range(nodes.world.shard_count):
+        await nodes.hand_over(shard, "n2")
+    await reader.take(2 * len(CHANNELS))
+    assert {channel: texts[4:] for channel, texts in reader.got.items()} == {key: [2, 3] for key in CHANNELS}
+    assert reader.places == dict.fromkeys(CHANNELS, 2), "the place comes again, so that a client drops its old leases"
+    assert await reader.settle(CHANNELS[0], (2, 3)) == [(2, 3, Outcome.OUTCOME_DONE)]
+
+
+async def test_while_a_node_is_away_the_others_channels_flow_and_its_own_go_on_when_it_is_back(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 5)
+    away = [channel for channel in CHANNELS if owners(nodes, [channel]) == {"n3"}]
+    here = [channel for channel in CHANNELS if channel not in away]
+    assert away
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    await reader.open()
+    await reader.take(5 * len(CHANNELS))
+    await nodes.kill("n3")
+    for channel in here:
+        await fill(client, channel, 5, 10)
+    await reader.take(5 * len(here))
+    await nodes.start("n3")
+    nodes.world.spread()
+    for channel in away:
+        await fill(client, channel, 5, 10)
+    await reader.take(5 * len(away))
+    assert reader.got == {key: list(range(10)) for key in CHANNELS}
+    assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
+
+
+@pytest.mark.long
+async def test_a_client_that_does_not_read_costs_a_window(nodes: Nodes) -> None:
+    for channel in CHANNELS:
+        await fill(nodes.clients["n2"], channel, 0, 40, size=100_000)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    await reader.open()
+    await asyncio.sleep(0.5)
+    fan = fan_of(nodes, "n1")
+    assert fan._loans.held_bytes <= (4 << 20) + 2 * 1_000_000
+    assert fan.credit.sent_bytes < 20 << 20, "most of it has not left the leaders"
+    await reader.take(40 * len(CHANNELS))
+    assert reader.got == {channel: list(range(40)) for channel in CHANNELS}
+
+
+@pytest.mark.long
+async def test_a_leader_that_does_not_answer_keeps_nobody_s_credit(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringpost.node.delivery.fan.LOAN_S", 0.2)
+    away = [channel for channel in CHANNELS if owners(nodes, [channel]) == {"n3"}]
+    here = [channel for channel in CHANNELS if channel not in away]
+    for channel in CHANNELS:
+        await fill(nodes.clients["n1"], channel, 0, 10)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST, credit=0)
+    await reader.open()
+    with pytest.MonkeyPatch.context() as frozen:
+        frozen.setattr(nodes.servers["n3"].hub, "queue_bytes", lambda: 0)
+        await reader.grant(10)
+        await reader.until(lambda it: sum(map(len, it.got.values())) == 10)
+        await reader.grant(10 * len(here))
+        await reader.until(lambda it: all(len(it.got.get(channel, ())) == 10 for channel in here))
+    nodes.servers["n3"].hub.made_room()
+    await reader.grant(10_000)
+    await reader.take(10 * len(away))
+    assert reader.got == {channel: list(range(10)) for channel in CHANNELS}
+
+
+async def test_nothing_is_watched_once_nobody_reads_a_pattern(nodes: Nodes) -> None:
+    reader = PatternReader(nodes.clients["n1"], "orders.*")
+    await reader.open()
+    assert [len(server.storage.store.name_watches) for server in nodes.servers.values()] == [1, 1, 1]
+    reader.stream.cancel()
+    async with asyncio.timeout(10):
+        while any(server.storage.store.name_watches for server in nodes.servers.values()):
+            await asyncio.sleep(0.01)
+    assert all(not server.hub.subscriptions for server in nodes.servers.values())
+
+
+# -- access -----------------------------------------------------------------------------------------------------------
+
+
+async def test_only_channels_that_the_client_may_consume_come_and_a_change_of_that_counts_at_once(
+    tmp_path: Path,
+) -> None:
+    async with rigged(tmp_path) as rig:
+        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.c1"))
+        await rig.renew()
+        client = rig.nodes.clients["n2"]
+        for channel in CHANNELS:
+            request = PublishRequest(channel=channel, batch=batch_of(b"0 "))
+            await client.publisher.Publish(request, metadata=bearer("writer"))
+        reader = PatternReader(client, "orders.*", token="narrow", start=EARLIEST)
+        await reader.open()
+        await reader.take(1)
+        assert set(reader.places) == {"orders.c1"}
+        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.*"))
+        await rig.renew()
+        for server in rig.nodes.servers.values():
+            server.hub.check_access()
+        await reader.take(len(CHANNELS) - 1)
+        assert set(reader.got) == set(CHANNELS)
+        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.c2"))
+        await rig.renew()
+        for server in rig.nodes.servers.values():
+            server.hub.check_access()
+        await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
+        assert "orders.c2" not in reader.gone
+        assert reader.closed is None
