@@ -113,10 +113,10 @@ class Fan(PatternFlow):
             pattern=self.pattern,
             group=self.command.group,
             mode=self.command.mode,
+            filter=self.command.filter,
             consumer=self.command.consumer,
             start=member.start if member.start.WhichOneof("at") else None,
             lease_tokens=self.command.lease_tokens,
-            filter=self.command.filter,
         )
         if member.position is not None:
             command.start.offset = member.position

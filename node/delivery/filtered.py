@@ -50,27 +50,22 @@ class FilteredCursor(Cursor):
     def skip_gap(self) -> Range | None:
         missing = super().skip_gap()
         if missing is not None:
-            while self._runs and self._runs[0][1] < self.offset:
-                self._runs.popleft()
-            if self._runs:
-                self._runs[0] = max(self._runs[0][0], self.offset), self._runs[0][1]
-            self._looked = max(self._looked, self.offset)
-            self._settle()
+            self.sent(missing[1])
         return missing
 
     def sent(self, last: int) -> None:
-        end = self._runs[0][1]
-        if last < end:
-            self._runs[0] = last + 1, end
-        else:
+        while self._runs and self._runs[0][1] <= last:
             self._runs.popleft()
+        if self._runs and self._runs[0][0] <= last:
+            self._runs[0] = last + 1, self._runs[0][1]
+        self._looked = max(self._looked, last + 1)
         self._settle()
 
     def _settle(self) -> None:
         self.offset = self._runs[0][0] if self._runs else self._looked
 
 
-def look_ahead(subscription: "Subscription", source: FilteredCursor, *, may_skip: bool) -> bool:
+def look_ahead(subscription: "Subscription", source: FilteredCursor, now_us: int, *, may_skip: bool) -> bool:
     """Finds the next message that is let through, if there is one, and time; False when there is nothing to send now.
 
     `may_skip`: whether a gap may be told now.
@@ -80,9 +75,9 @@ def look_ahead(subscription: "Subscription", source: FilteredCursor, *, may_skip
         wanted = source.unknown()
         if wanted is None:
             return False
-        found = subscription.find(wanted)
+        found = subscription.find(wanted, now_us if may_skip else 0)
         if found is None:
-            # What is lost is a gap, which begins where the look has come to; otherwise it is being read.
+            # What is lost is a gap, which begins where the look has come to; or it is read, or passed over, first.
             if may_skip and subscription.skip_gaps():
                 continue
             return False

@@ -171,12 +171,12 @@ class Subscription:
         key = [self.number]
         size = messages = 0
         while credit.open and size < bytes_max and len(pieces) < PIECES_MAX:
-            if isinstance(source, FilteredCursor) and not look_ahead(self, source, may_skip=not pieces):
+            if isinstance(source, FilteredCursor) and not look_ahead(self, source, now_us, may_skip=not pieces):
                 break
             wanted = source.next(self._messages_max(), now_us)
             if wanted is None:
                 break
-            found = self._find(wanted, 0 if pieces else now_us)
+            found = self.find(wanted, 0 if pieces else now_us)
             if found is None:
                 break
             address, frame = found
@@ -271,23 +271,11 @@ class Subscription:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _find(self, wanted: Wanted, now_us: int) -> tuple[int, CachedFrame] | None:
+    def find(self, wanted: Wanted, now_us: int) -> tuple[int, CachedFrame] | None:
         """The frame that holds the first wanted offset; None when it must be read first, or has nothing to give out.
 
         `now_us` 0: something is to be sent before anything may be passed over.
         """
-        found = self.find(wanted)
-        if found is None:
-            return None
-        _, frame = found
-        if frame.ttl_ms and is_over(frame, now_us or self.hub.store.log.clock()):
-            if now_us and self.channel is not None:
-                self._pass_expired(self.channel, frame, wanted, now_us)
-            return None
-        return found
-
-    def find(self, wanted: Wanted) -> tuple[int, CachedFrame] | None:
-        """The frame that holds the first wanted offset; None when it must be read first."""
         assert self.channel is not None, "begun"
         index = self.channel.index
         number = index.find(wanted.first)
@@ -300,6 +288,10 @@ class Subscription:
             self._reading = True
             self.hub.spawn(self._read(self.channel, read_ahead(self.channel, number, wanted.last)))
             return None
+        if frame.ttl_ms and is_over(frame, now_us or self.hub.store.log.clock()):
+            if now_us:
+                self._pass_expired(self.channel, frame, wanted, now_us)
+            return None
         return address, frame
 
     def _pass_expired(self, channel: Channel, frame: CachedFrame, wanted: Wanted, now_us: int) -> None:
@@ -311,8 +303,6 @@ class Subscription:
             source.sent(last)
             counters.expired += source.group.expire(wanted.first, last)
         elif source is not None:
-            if isinstance(source, FilteredCursor):  # which counts run by run
-                last = min(wanted.last, last)
             source.sent(last)
             self.session.gap(self, (wanted.first, last))
             counters.expired += last - wanted.first + 1

@@ -144,8 +144,9 @@ def _why(core: GroupCore, offset: int, around: Around) -> Explanation:
         return Explanation((Cause.NO_MESSAGE,))
     if around.moving:
         return Explanation((Cause.MOVING,))
-    fresh = standing.held is None and standing.settling is None and standing.failed is None
-    if around.filtered and fresh and around.letter is None:
+    untouched = standing.held is None and standing.settling is None and standing.failed is None
+    known_why = standing.settled and (around.letter is not None or around.settler is not None)
+    if around.filtered and untouched and not known_why:
         return Explanation((Cause.FILTERED,))
     if standing.settled:
         return _settled(around)

@@ -23,16 +23,18 @@ def set_group(group: Group, config: GroupConfig, done: Done) -> None:
     """
     settings = changed(group.next_settings, config)
     refilters = settings.filter != group.next_settings.filter
-    if refilters:
-        group.flush()
+    parts = parts_of(group) if refilters else []
+    for one in parts:
+        one.flush()
     shard = group.channel.shard
     now = ready_for(group)
     body = GroupRecord(name=group.name, config=settings.message(), configured=True).SerializeToString()
     number = group.channel.number
-    done = partial(_refiltered, group, done) if refilters else done
+    done = partial(_refiltered, group, parts, done) if refilters else done
     shard.log.append(shard, FrameType.GROUP, body, _configured, group, settings, done, time_us=now, channel=number)
     group.next_settings = settings
-    group.seeks += refilters
+    for one in parts:
+        one.seeks += 1
     box = box_of(group)
     if box is not None and box.next_limits != limits_of(settings):
         shard.set_channel(box, limits_of(settings), ignore)
@@ -64,18 +66,24 @@ def _configured(error: RingpostError | None, group: Group, settings: GroupSettin
     done(error)
 
 
-def _refiltered(group: Group, done: Done, error: RingpostError | None) -> None:
+def _refiltered(group: Group, parts: list[Group], done: Done, error: RingpostError | None) -> None:
     """Leases end, and consumers come again: what they have not confirmed is looked at by the new filter."""
-    group.seeks -= 1
-    if not group.seeks:
-        group.resume()  # what was settled meanwhile speaks of leases that there still are
+    for one in parts:
+        one.seeks -= 1
+        if not one.seeks:
+            one.resume()  # what was settled meanwhile speaks of leases that there still are
     if error is None:
-        for member in tuple(group.members.values()):
-            member.moved(f"the filter of group {group.name!r} has changed; open the subscription again")
-        group.scan = None
-        if isinstance(group.core, KeyedCore):
-            group.core.forget()
+        for one in parts_of(group):
+            _begin_anew(one)
     done(error)
+
+
+def _begin_anew(group: Group) -> None:
+    for member in tuple(group.members.values()):
+        member.moved(f"the filter of group {group.name!r} has changed; open the subscription again")
+    group.scan = None
+    if isinstance(group.core, KeyedCore):
+        group.core.forget()
 
 
 def _paused(error: RingpostError | None, group: Group, paused: bool, done: Done) -> None:

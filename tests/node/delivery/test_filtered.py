@@ -205,6 +205,7 @@ async def test_what_is_removed_is_told_as_a_gap_and_what_is_filtered_out_is_not(
 async def test_a_filter_that_lets_nothing_through_holds_nobody_up() -> None:
     """Work is in slices: while a backlog is looked at others get their deliveries, and the position goes on."""
     rig = Rig(cache_bytes=64 << 20)
+    rig.reading.sieve._clock_ns = Ticking(sieve.SLICE_NS // 50)
     for _ in range(30):
         put(rig, "o" * sieve.CHUNK)
     put(rig, "x", name="b")

@@ -1,13 +1,16 @@
 """Filters through nodes that do not lead the channel: what is shared, what moves along, how they are refused."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest_asyncio
 
+from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig, SetGroupRequest
 from ringpost.v1.publish_pb2 import Batch, Message, PublishRequest
+from ringpost.v1.subscribe_pb2 import Credit, OpenSubscription, SubscribeRequest
 from tests.integration.broker import Client, next_event, told_by_failure, told_by_status, until
 from tests.node.routing.cluster import Nodes, running
 from tests.node.routing.test_subscribe import EARLIEST, Subscriber, sharing
@@ -104,3 +107,39 @@ async def test_a_wrong_filter_is_refused_by_the_first_node_that_hears_of_it(node
     except grpc.aio.AioRpcError as error:
         told = told_by_status(error)
     assert told.message.startswith("config.filter: goes wrong at line 2, column 6: == compares what has one type")
+
+
+async def test_a_pattern_with_a_filter_has_what_it_lets_through_of_every_channel(nodes: Nodes) -> None:
+    names = ["sieved.a", "sieved.b", "sieved.c"]
+    for name in names:
+        await fill(nodes.clients["n3"], name, 0, 20)
+    stream = nodes.clients["n1"].subscribe(60)
+    credit = Credit(messages=1_000, bytes=1 << 30)
+    command = OpenSubscription(subscription_id=1, pattern="sieved.*", filter=EVEN, start=EARLIEST, credit=credit)
+    await stream.write(SubscribeRequest(open=command))
+    found: dict[str, list[int]] = {}
+    async with asyncio.timeout(30):
+        while sum(len(numbers) for numbers in found.values()) < 30:
+            for batch in (await stream.read()).deliver.batches:
+                numbers = found.setdefault(batch.channel, [])
+                numbers += [int(message.data) for message in batch.batch.messages]
+    assert found == {name: list(range(0, 20, 2)) for name in names}
+
+
+async def test_each_consumer_of_a_broadcast_group_has_what_its_filter_lets_through(nodes: Nodes) -> None:
+    channel = nodes.channel("n2")
+    await fill(nodes.clients["n3"], channel, 0, 20)
+    how = {"group": "b", "mode": GroupMode.GROUP_MODE_BROADCAST, "filter": EVEN}
+    members = [Subscriber(nodes.clients["n1"], channel, consumer=name, **how) for name in ("one", "two")]
+    for member in members:
+        await member.open()
+        assert await member.take(10) == list(range(0, 20, 2))
+    groups = nodes.clients["n3"].groups
+    await groups.SetGroup(SetGroupRequest(channel=channel, name="b", config=GroupConfig(filter=ODD)))
+    for member in members:
+        told = told_by_failure((await next_event(member.stream, "closed")).failure)
+        assert told.reason == "GROUP_MOVED"
+    await fill(nodes.clients["n3"], channel, 20, 30)
+    again = Subscriber(nodes.clients["n1"], channel, consumer="one", group="b")
+    await again.open()
+    assert await again.take(5) == list(range(21, 30, 2)), "the odd ones before were filtered out by the first filter"
