@@ -9,25 +9,23 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from ringpost.client.admin import Channels, Cluster, Groups, Messages, Node, Start, start_of
+from ringpost.client.admin import Channels, Cluster, Groups, Messages, Node, Start
 from ringpost.client.batch import OutMessage, Publishable, as_bytes, encode_data, encode_message
 from ringpost.client.caller import Caller
-from ringpost.client.checks import MAX_UINT64, check_name, refused, text_bytes, time_us_of, whole
+from ringpost.client.checks import MAX_UINT64, check_name, refused, time_us_of, whole
 from ringpost.client.connection import Connections, Token, parse_targets
 from ringpost.client.consumer import Consumer
 from ringpost.client.dead_letters import DeadLetters
-from ringpost.client.errors import AlreadyExists, Closed, RingpostError
+from ringpost.client.errors import Closed, RingpostError
 from ringpost.client.message import MAX_NACK_DELAY_MS, Message
-from ringpost.client.modes import mode_value
 from ringpost.client.options import Options
-from ringpost.client.places import is_pattern
 from ringpost.client.pool import Handler, HandlerPool
 from ringpost.client.publisher import Publisher
+from ringpost.client.reading import GROUP_PREFETCH, PREFETCH, PREFETCH_BYTES, Asked
 from ringpost.client.receipts import BatchReceipt, PendingPublish, Receipt, durability_value
 from ringpost.client.replies import ResponderPool
 from ringpost.client.requests import TIMEOUT_S_MAX, Requests
 from ringpost.client.router import Router
-from ringpost.client.session import Request
 from ringpost.client.subscription import Subscription
 from ringpost.client.timing import AT_ONCE, Span, Timing, timing_of
 from ringpost.client.tracing import current_context, with_context
@@ -35,12 +33,8 @@ from ringpost.v1 import cluster_pb2
 
 _log = logging.getLogger(__name__)
 DEFAULT_TARGET = "localhost:7400"
-_PREFETCH = 4_000
-_GROUP_PREFETCH = 1_000
 # What is left for publishing when handlers have used up the time to close.
 _LAST_FLUSH_S = 0.5
-_PREFETCH_BYTES = 8 * 1024 * 1024
-_MAX_WINDOW = 1 << 40
 _MAX_CONCURRENCY = 100_000
 _S = TypeVar("_S", bound=Subscription | HandlerPool)
 _P = TypeVar("_P", bound=HandlerPool)
@@ -286,7 +280,7 @@ class Client:
         filter: str | None = None,
         start: Start | None = None,
         prefetch: int | None = None,
-        prefetch_bytes: int = _PREFETCH_BYTES,
+        prefetch_bytes: int = PREFETCH_BYTES,
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
@@ -312,21 +306,9 @@ class Client:
         `message.channel` says which. A group is one of that name on each of them. `start` is no offset then, and there
         is no `on_gap`.
         """
-        window = prefetch or (_GROUP_PREFETCH if group else _PREFETCH)
-        made = self._consumer(
-            channel,
-            group,
-            mode,
-            filter,
-            start,
-            window,
-            prefetch_bytes,
-            consumer,
-            heartbeat_interval,
-            on_gap,
-            lease_tokens,
-        )
-        return self._keep(Subscription(made))
+        window = prefetch or (GROUP_PREFETCH if group else PREFETCH)
+        how = (group, mode, filter, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens)
+        return self._keep(Subscription(self._consumer(Asked(channel, *how))))
 
     async def subscribe(
         self,
@@ -341,7 +323,7 @@ class Client:
         ordered: bool = False,
         nack_delay: float | None = None,
         prefetch: int | None = None,
-        prefetch_bytes: int = _PREFETCH_BYTES,
+        prefetch_bytes: int = PREFETCH_BYTES,
         consumer: str = "",
         heartbeat_interval: float = 10.0,
         on_gap: Callable[[int, int], None] | None = None,
@@ -357,20 +339,9 @@ class Client:
         """
         whole("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         _check_delay(nack_delay)
-        window = prefetch or (2 * max_concurrency if group else _PREFETCH)
-        made = self._consumer(
-            channel,
-            group,
-            mode,
-            filter,
-            start,
-            window,
-            prefetch_bytes,
-            consumer,
-            heartbeat_interval,
-            on_gap,
-            lease_tokens,
-        )
+        window = prefetch or (2 * max_concurrency if group else PREFETCH)
+        how = (group, mode, filter, start, window, prefetch_bytes, consumer, heartbeat_interval, on_gap, lease_tokens)
+        made = self._consumer(Asked(channel, *how))
         pool = HandlerPool(made, callback, max_concurrency=max_concurrency, ordered=ordered, nack_delay=nack_delay)
         return await self._standing(pool)
 
@@ -423,7 +394,7 @@ class Client:
         check_name("group", group)
         durability_value(durability)
         window = prefetch or 2 * max_concurrency
-        made = self._consumer(channel, group, None, None, None, window, _PREFETCH_BYTES, consumer, 10.0, None)
+        made = self._consumer(Asked(channel, group, prefetch=window, consumer=consumer))
         pool = ResponderPool(
             made,
             handler,
@@ -457,71 +428,10 @@ class Client:
             raise
         return pool
 
-    def _consumer(
-        self,
-        channel: str,
-        group: str | None,
-        mode: str | None,
-        filter: str | None,
-        start: Start | None,
-        window_messages: int,
-        window_bytes: int,
-        consumer: str,
-        heartbeat_interval: float,
-        on_gap: Callable[[int, int], None] | None,
-        lease_tokens: bool = False,
-    ) -> Consumer:
+    def _consumer(self, asked: Asked) -> Consumer:
         self._publishing()
-        check_name("channel", channel)
-        if group is not None and group != "":
-            check_name("group", group)
-        elif mode is not None:
-            raise refused("mode", "says something only with a group")
-        elif lease_tokens:
-            raise refused("lease_tokens", "says something only with a group")
-        if on_gap is not None and is_pattern(channel):
-            raise refused("on_gap", "does not go with a pattern: it is told offsets of one channel")
-        text_bytes("consumer", consumer)
-        if mode == "broadcast" and not consumer:
-            raise refused("consumer", 'is needed in mode "broadcast": it says whose place it is')
-        text_bytes("filter", filter or "")
-        whole("prefetch", window_messages, 1, _MAX_WINDOW)
-        whole("prefetch_bytes", window_bytes, 1, _MAX_WINDOW)
-        if not 1 <= heartbeat_interval <= 300:
-            raise refused("heartbeat_interval", f"1 to 300 seconds, not {heartbeat_interval}")
-        request = Request(
-            channel=channel,
-            group=group or "",
-            mode=mode_value(mode),
-            filter=filter or "",
-            consumer=consumer,
-            lease_tokens=lease_tokens,
-            start=None if group and not is_pattern(channel) else start_of(start),
-            window_messages=window_messages,
-            window_bytes=window_bytes,
-            heartbeat_interval_ms=round(heartbeat_interval * 1000),
-            connect_timeout=self.options.connect_timeout,
-            close_timeout=self.options.close_timeout,
-            max_lease=self.options.max_lease,
-        )
-        prepare = self._group_maker(channel, group, mode, filter, start)
-        return Consumer(self._connections, self._router, request, prepare=prepare, on_gap=on_gap)
-
-    def _group_maker(
-        self, channel: str, group: str | None, mode: str | None, filter: str | None, start: Start | None
-    ) -> Any:
-        """The protocol takes a start only from whoever makes the group, so it is made first."""
-        if not group or start is None or is_pattern(channel):
-            return None
-        start_of(start)
-
-        async def make() -> None:
-            try:
-                await self.groups.add(channel, group, start=start, mode=mode, filter=filter)
-            except AlreadyExists:
-                return
-
-        return make
+        asked.check()
+        return asked.consumer_on(self._connections, self._router, self.groups, self.options)
 
     def _keep(self, subscription: _S) -> _S:
         self._subscriptions = [one for one in self._subscriptions if not one.closed]
