@@ -95,11 +95,13 @@ async def test_a_group_on_a_pattern_works_everything_off_through_broken_streams(
             server.hub.end_all()
     async with asyncio.timeout(30):
         await all_done.wait()
+    # An ack that a broken stream took with it is made good by another delivery, so the workers stay until all hold.
+    async with asyncio.timeout(30):
+        for channel in CHANNELS:
+            while (await mq.groups.get(channel, "g")).settled_below < 20:
+                await asyncio.sleep(0.02)
     for pool in pools:
         await pool.close()
-    async with asyncio.timeout(30):
-        groups = [await mq.groups.get(channel, "g") for channel in CHANNELS]
-    assert {group.settled_below for group in groups} == {20}, "all are acked on their own channel"
 
 
 async def test_nacks_and_whole_batches_are_settled_on_their_channel(mq: Client) -> None:
