@@ -36,9 +36,12 @@ class Deadlines:
         self._order = count()
         self._handle: Handle | None = None
         self._handle_at_us = 0
+        self.closed = False
 
     def set(self, sleeper: Sleeper, due_us: int) -> None:
-        """Wakes the sleeper at `due_us` unless it is going to be woken earlier anyway."""
+        """Wakes the sleeper at `due_us` unless it is going to be woken earlier anyway; nobody once this is closed."""
+        if self.closed:
+            return
         if sleeper.wake_at_us and sleeper.wake_at_us <= due_us:
             return
         sleeper.wake_at_us = due_us
@@ -47,6 +50,7 @@ class Deadlines:
 
     def close(self) -> None:
         """Wakes nobody any more."""
+        self.closed = True
         self._heap.clear()
         if self._handle is not None:
             self._handle.cancel()

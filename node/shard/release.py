@@ -55,7 +55,7 @@ class Releaser:
 
     async def _work(self) -> None:
         try:
-            while self._queue:
+            while self._queue and not self._log.deadlines.closed:
                 schedule = self._queue.popleft()
                 wait_us = await self._release_some(schedule)
                 self._queued.discard(schedule)
@@ -80,7 +80,8 @@ class Releaser:
         try:
             return await self._release(schedule)
         except RingpostError as error:
-            log.warning("release.failed", channel=schedule.channel.name, error=error.message)
+            if not self._log.deadlines.closed:  # or else its files are, too
+                log.warning("release.failed", channel=schedule.channel.name, error=error.message)
         except Exception as error:  # a fault of ours must not hold up what else is due
             log.error("release.incident", exception=error, channel=schedule.channel.name)
         return _AGAIN_DISK_US

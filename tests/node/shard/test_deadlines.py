@@ -118,3 +118,13 @@ def test_each_sleeper_is_woken_at_its_earliest_time(script: list[tuple[int, int,
             if fresh:
                 assert wanted[number] <= fresh[0] <= wanted.pop(number) + 1 * MS
             assert wanted.get(number, now) + MS > now or wanted.get(number) is None
+
+
+def test_once_closed_it_wakes_nobody_whoever_still_asks() -> None:
+    time, deadlines = made()
+    early, late = Sleeper(deadlines), Sleeper(deadlines)
+    deadlines.set(early, START_US + 10 * MS)
+    deadlines.close()
+    deadlines.set(late, START_US + 10 * MS)
+    time.pass_us(100 * MS)
+    assert (early.woken, late.woken) == ([], [])
