@@ -7,7 +7,7 @@ from ringpost.node.errors import RingpostError
 from ringpost.node.groups.keyed import KeyedCore
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.shard.boxes import box_of, limits_of
-from ringpost.node.shard.consumers import parts_of
+from ringpost.node.shard.consumers import cursors_of, parts_of
 from ringpost.node.shard.group import Group
 from ringpost.node.shard.group_frames import ready_for
 from ringpost.node.shard.group_settings import GroupSettings
@@ -22,17 +22,18 @@ def set_group(group: Group, config: GroupConfig, done: Done) -> None:
     kept back is in the log before.
     """
     settings = changed(group.next_settings, config)
-    refilters = settings.filter != group.next_settings.filter
-    if refilters:
-        group.flush()
+    refiltered = [group, *cursors_of(group)] if settings.filter != group.next_settings.filter else []
+    for one in refiltered:
+        one.flush()
     shard = group.channel.shard
     now = ready_for(group)
     body = GroupRecord(name=group.name, config=settings.message(), configured=True).SerializeToString()
     number = group.channel.number
-    done = partial(_refiltered, group, done) if refilters else done
+    done = partial(_refiltered, refiltered, done) if refiltered else done
     shard.log.append(shard, FrameType.GROUP, body, _configured, group, settings, done, time_us=now, channel=number)
     group.next_settings = settings
-    group.seeks += refilters
+    for one in refiltered:
+        one.seeks += 1
     box = box_of(group)
     if box is not None and box.next_limits != limits_of(settings):
         shard.set_channel(box, limits_of(settings), ignore)
@@ -64,17 +65,18 @@ def _configured(error: RingpostError | None, group: Group, settings: GroupSettin
     done(error)
 
 
-def _refiltered(group: Group, done: Done, error: RingpostError | None) -> None:
+def _refiltered(parts: list[Group], done: Done, error: RingpostError | None) -> None:
     """Leases end, and consumers come again: what they have not confirmed is looked at by the new filter."""
-    group.seeks -= 1
-    if not group.seeks:
-        group.resume()  # what was settled meanwhile speaks of leases that there still are
-    if error is None:
-        for member in tuple(group.members.values()):
-            member.moved(f"the filter of group {group.name!r} has changed; open the subscription again")
-        group.scan = None
-        if isinstance(group.core, KeyedCore):
-            group.core.forget()
+    for group in parts:
+        group.seeks -= 1
+        if not group.seeks:
+            group.resume()  # what was settled meanwhile speaks of leases that there still are
+        if error is None:
+            for member in tuple(group.members.values()):
+                member.moved(f"the filter of group {group.name!r} has changed; open the subscription again")
+            group.scan = None
+            if isinstance(group.core, KeyedCore):
+                group.core.forget()
     done(error)
 
 

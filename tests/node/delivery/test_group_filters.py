@@ -206,6 +206,28 @@ async def test_another_filter_counts_for_what_is_not_settled_and_has_not_failed(
     check_replay(rig)
 
 
+async def test_another_filter_of_a_broadcast_group_counts_for_every_consumer() -> None:
+    rig = Rig()
+    group = made(rig, "a1 b1", mode=GroupMode.GROUP_MODE_BROADCAST, wanted='key == "a"')
+    hub = hub_of(rig)
+    there = await joined(hub, consumer="there")
+    away = await joined(hub, consumer="away")
+    assert [await delivered(rig, one) for one in (there, away)] == [["a1"], ["a1"]]
+    away.close()
+    await delivered(rig, away)
+    done = Outcomes()
+    set_group(group, GroupConfig(filter='key == "b"'), done)
+    late = await joined(hub, consumer="late")
+    publish(rig, group.channel, "a2 b2")
+    assert done == [None]
+    (closed,) = [one for one in await there.said() if one.WhichOneof("event") == "closed"]
+    assert reason_of(closed) == (code(grpc.StatusCode.UNAVAILABLE), "GROUP_MOVED")
+    assert await delivered(rig, late) == ["b1", "b2"]
+    for consumer in ("there", "away"):
+        assert await delivered(rig, await joined(hub, consumer=consumer)) == ["b2"], "b1 is settled by the old filter"
+    check_replay(rig)
+
+
 @pytest.mark.parametrize("mode", [SHARED, KEYED])
 async def test_a_filter_may_be_given_to_a_group_and_taken_away(mode: GroupMode.ValueType) -> None:
     rig = Rig()
