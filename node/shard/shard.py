@@ -229,6 +229,7 @@ class Shard:
             publish,
             None if in_memory else reply,
             stored,
+            offset,
             now,
             time_us=now,
             channel=channel.number,
