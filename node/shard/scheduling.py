@@ -34,6 +34,7 @@ SCHEDULED = 1 << 63
 DELAY_MS_MAX = 366 * 24 * 3600 * 1000
 _CACHED_US_MAX = 10_000_000  # what is due sooner stays in memory
 _NAP_US = 10_000_000  # the clock may jump, so nobody sleeps longer in one piece
+WAKE_MAX = 1_000  # channels in one turn of the loop: 1 to 2 ms
 _SPARE = 64
 
 
@@ -151,17 +152,19 @@ class Schedules:
             schedule.armed_us = 0
 
     def wake(self, now_us: int) -> None:
-        """Something may be due."""
-        while self._heap and self._heap[0][0] <= now_us:
+        """Something may be due; where that is so in very many channels, the rest comes in the next turns."""
+        left = WAKE_MAX
+        while left and self._heap and self._heap[0][0] <= now_us:
+            left -= 1
             due, _, schedule = heapq.heappop(self._heap)
             if schedule.armed_us == due:
                 self.disarm(schedule)
                 self.release(schedule)
-        self._sleep()
+        self._sleep(now_us + 1)
 
-    def _sleep(self) -> None:
+    def _sleep(self, earliest_us: int = 0) -> None:
         if self._heap:
-            self._deadlines.set(self, min(self._heap[0][0], self._clock() + _NAP_US))
+            self._deadlines.set(self, max(min(self._heap[0][0], self._clock() + _NAP_US), earliest_us))
 
     def note_release(self, entry: Entry, now_us: int) -> None:
         """An entry's messages are there for everybody."""
