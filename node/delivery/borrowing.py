@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import deliver, piece
+from ringpost.node.delivery.filtered import FilteredCursor, look_ahead
 from ringpost.node.delivery.sources import Cursor, Membership
 from ringpost.node.delivery.subscription import Subscription
 
@@ -33,13 +34,25 @@ class Borrowing(Subscription):
         self._news = True
         if self.queued or self._reading or self.source is None:
             return
-        if self.credit.open or (not self._asked and self.has_news):
+        if self.credit.open or (not self._asked and self._finds_news()):
             self.queued = True
             self.session.ready(self)
+
+    def _finds_news(self) -> bool:
+        """`has_news`; with a filter it looks for some in its turn: a loan would come too late for that."""
+        source, sieve = self.source, self.hub.reading.sieve
+        if not isinstance(source, FilteredCursor) or self.has_news or not source.behind:
+            return self.has_news
+        if not sieve.calls(self):
+            sieve.wait(self)
+            return False
+        return look_ahead(self, source, may_skip=False) or self.has_news
 
     @property
     def has_news(self) -> bool:
         """Whether there is something to send, as far as can be told without leasing it."""
+        if isinstance(self.source, FilteredCursor):
+            return self.source.knows or self.source.at_gap
         if isinstance(self.source, Cursor) and self.channel is not None:
             return self.source.offset < self.channel.end_offset
         return self._news and self.source is not None
@@ -76,5 +89,8 @@ class Borrowing(Subscription):
         if message is None and self.waits:
             return None
         self._news = self._news or message is not None
+        source = self.source
+        if isinstance(source, FilteredCursor) and source.behind and not self.has_news:
+            self.hub.reading.sieve.wait(self)
         self.credit.grant(self.credit.sent_messages, self.credit.sent_bytes)
         return message

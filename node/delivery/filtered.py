@@ -35,6 +35,16 @@ class FilteredCursor(Cursor):
         """Whether it is known what comes next."""
         return bool(self._runs)
 
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to look at, or to send."""
+        return self.offset < self._channel.end_offset
+
+    @property
+    def at_gap(self) -> bool:
+        """Whether what comes next is missing."""
+        return self.offset < self._channel.first_offset or self._channel.lost_at(self.offset) is not None
+
     def unknown(self) -> Wanted | None:
         """What is to be looked at next; None at the end of the channel."""
         return super().next(1 << 62, 0)

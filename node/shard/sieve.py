@@ -142,6 +142,10 @@ class Sieve:
         self._deadline = self._clock_ns() + SLICE_NS
         self._opens = 0
 
+    def calls(self, waiter: Waiter) -> bool:
+        """Whether it is the waiter's turn."""
+        return self._called is waiter
+
     def wait(self, waiter: Waiter) -> None:
         """It is told when it is its turn."""
         self._waiting[waiter] = None
