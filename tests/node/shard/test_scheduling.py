@@ -339,14 +339,19 @@ def test_a_purge_leaves_what_is_scheduled() -> None:
 def test_a_node_holds_so_many_delayed_batches_and_no_more() -> None:
     rig = Rig(max_scheduled_batches=2)
     channel = rig.channel()
-    for _ in range(2):
+    for number in range(2):
         rig.store.check_schedules()
-        delayed(rig, channel, 5, "x")
+        delayed(rig, channel, 5, "x", producer=7, first_sequence=number)
+    with pytest.raises(Exhausted, match="max_scheduled_batches"):
+        rig.store.check_schedules()
     with pytest.raises(Exhausted, match="max_scheduled_batches") as refused:
-        rig.store.check_schedules()
+        delayed(rig, channel, 5, "x", producer=7, first_sequence=2)
     assert refused.value.reason == "SCHEDULE_LIMIT"
+    (again,) = delayed(rig, channel, 5, "x", producer=7, first_sequence=1)
+    assert again.duplicate, "what is stored is not said to be refused"
     passes(rig, 6)
     rig.store.check_schedules()
+    delayed(rig, channel, 5, "x", producer=7, first_sequence=2)
 
 
 def test_a_node_at_rest_with_distant_messages_wakes_once_in_ten_seconds() -> None:
