@@ -278,8 +278,8 @@ class Publisher:
         due, delay_us, ttl_ms = request.deliver_time_us, request.delay_ms * 1000, request.ttl_ms
         if ttl_ms or request.not_after_deadline:
             check_ttl(ttl_ms, not_after_deadline=request.not_after_deadline)
-        if (due or delay_us) and check_delivery(request, store.log.clock()):
-            store.check_schedules()
+        if (due or delay_us) and check_delivery(request, store.log.clock()) and known is None:
+            store.check_schedules()  # or else the channel would be made
         channel = store.find_or_add(name)
         publish = Publish(
             batch,

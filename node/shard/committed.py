@@ -45,11 +45,15 @@ def repeat_committed(
     publish: "Publish",
     reply: "PublishReply | None",
     stored: "Stored",
+    offset: int,
     time_us: int,
 ) -> None:
-    """A batch that was stored before by its message ids has used up its producer's numbers."""
+    """A batch that was stored before by its message ids has used up its producer's numbers.
+
+    `offset` may stand for when it is due.
+    """
     if error is None and channel.shard.replicated is not None:
-        numbers_committed(channel, publish, stored.first_offset, time_us)
+        numbers_committed(channel, publish, offset, time_us)
         stored = stored._replace(replicas=channel.shard.holders)
     if reply is not None:
         reply(stored if error is None else error)

@@ -14,7 +14,7 @@ from ringpost.node.journal.index import Row
 from ringpost.node.shard.batch import keys_of
 from ringpost.node.shard.keys import TURN_MESSAGES, Spawn
 from ringpost.node.shard.reading import Reading, read_ahead
-from ringpost.node.shard.sieve import Sifted
+from ringpost.node.shard.sieve import CHUNK, Sifted
 from ringpost.node.status import known
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class FilterScan:
             sifted = self._reading.sieve.sift(self, row.address, frame, offset, self._filter)
             if sifted is None:
                 return
+            if self._keyed is not None:  # keys are read from the messages, however much the sieve knows already
+                sifted = sifted.below(offset + CHUNK)
             self._learn(row.address, frame, offset, sifted)
             left -= sifted.end - offset
         self._pinned.clear()

@@ -80,11 +80,14 @@ class Releaser:
         try:
             return await self._release(schedule)
         except RingpostError as error:
-            if not self._log.deadlines.closed:  # or else its files are, too
-                log.warning("release.failed", channel=schedule.channel.name, error=error.message)
+            self._say(log.warning, "release.failed", schedule, error=error.message)
         except Exception as error:  # a fault of ours must not hold up what else is due
-            log.error("release.incident", exception=error, channel=schedule.channel.name)
+            self._say(log.error, "release.incident", schedule, exception=error)
         return _AGAIN_DISK_US
+
+    def _say(self, how: Callable[..., None], event: str, schedule: Schedule, **facts: object) -> None:
+        if not self._log.deadlines.closed:  # or else the files are, too, and nobody waits for it
+            how(event, channel=schedule.channel.name, **facts)
 
     async def _release(self, schedule: Schedule) -> int:
         if self._log.journal.pending_bytes >= _PENDING_BYTES_MAX:

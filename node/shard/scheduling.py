@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
-from ringpost.node.errors import RingpostError
+from ringpost.node.errors import Exhausted, RingpostError
 from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.frame import FRAME_OVERHEAD, FrameType, Header
 from ringpost.node.journal.index import Row
@@ -34,7 +34,9 @@ SCHEDULED = 1 << 63
 DELAY_MS_MAX = 366 * 24 * 3600 * 1000
 _CACHED_US_MAX = 10_000_000  # what is due sooner stays in memory
 _NAP_US = 10_000_000  # the clock may jump, so nobody sleeps longer in one piece
+WAKE_MAX = 1_000  # channels in one turn of the loop: 1 to 2 ms
 _SPARE = 64
+_LIMIT_RETRY_MS = 5_000
 
 
 class Schedule:
@@ -121,10 +123,21 @@ class Schedules:
         self.wake_at_us = 0  # belongs to `Deadlines`
         self.release: Callable[[Schedule], None] = _nobody
         self.entries = 0  # batches scheduled in all shards of which there is a copy here
+        self.entries_max = 1 << 62
         self.released = 0  # messages that were given their offsets here since the start
         self.late_us = 0  # all their delays beyond the time, batch by batch, and the greatest
         self.late_us_max = 0
         self.releases = 0
+
+    def check_room(self) -> None:
+        """Raises Exhausted when the node holds all the delayed batches that it may."""
+        if self.entries >= self.entries_max:
+            raise Exhausted(
+                f"delay_ms: this node holds its {self.entries_max} delayed batches "
+                "(max_scheduled_batches); publish more messages of one time in a batch, or wait until some were due",
+                reason="SCHEDULE_LIMIT",
+                retry_after_ms=_LIMIT_RETRY_MS,
+            )
 
     def arm(self, schedule: Schedule) -> None:
         """Its shard is led here: it is told when something is due."""
@@ -151,17 +164,19 @@ class Schedules:
             schedule.armed_us = 0
 
     def wake(self, now_us: int) -> None:
-        """Something may be due."""
-        while self._heap and self._heap[0][0] <= now_us:
+        """Something may be due; where that is so in very many channels, the rest comes in the next turns."""
+        left = WAKE_MAX
+        while left and self._heap and self._heap[0][0] <= now_us:
+            left -= 1
             due, _, schedule = heapq.heappop(self._heap)
             if schedule.armed_us == due:
                 self.disarm(schedule)
                 self.release(schedule)
-        self._sleep()
+        self._sleep(now_us + 1)
 
-    def _sleep(self) -> None:
+    def _sleep(self, earliest_us: int = 0) -> None:
         if self._heap:
-            self._deadlines.set(self, min(self._heap[0][0], self._clock() + _NAP_US))
+            self._deadlines.set(self, max(min(self._heap[0][0], self._clock() + _NAP_US), earliest_us))
 
     def note_release(self, entry: Entry, now_us: int) -> None:
         """An entry's messages are there for everybody."""

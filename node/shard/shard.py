@@ -181,6 +181,7 @@ class Shard:
         if publish.delay_us:
             publish = publish._replace(due_us=now + publish.delay_us)
         if publish.due_us > now:
+            self.log.schedules.check_room()  # a repeat is answered whether there is room or not
             stored = Stored(channel.name, 0, publish.count, publish.durability, now, self.epoch, False)
             schedule_batch(self, channel, publish, stored._replace(scheduled_us=publish.due_us), reply, ids)
         else:
@@ -229,6 +230,7 @@ class Shard:
             publish,
             None if in_memory else reply,
             stored,
+            offset,
             now,
             time_us=now,
             channel=channel.number,

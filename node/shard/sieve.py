@@ -38,6 +38,12 @@ class Sifted(NamedTuple):
     runs: list[Range]
     end: int
 
+    def below(self, end: int) -> "Sifted":
+        """What of it is below an offset."""
+        if self.end <= end:
+            return self
+        return Sifted([(first, min(last, end - 1)) for first, last in self.runs if first < end], end)
+
 
 class _Known:
     """What is known of a frame from `first` on, below `end`."""

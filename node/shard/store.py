@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ringpost.node.shard.name_watch import NameWatch
 
 DISK_RETRY_MS = 5_000
-SCHEDULE_RETRY_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ class Store:
         self.log = log
         self.clustered = clustered
         self.limits = limits
+        log.schedules.entries_max = limits.max_scheduled_batches
         self.shards = [Shard(number, log, node=node, clustered=clustered) for number in range(shard_count)]
         self.disk_state = DiskState.OK
         # The last segment that there is surely disk space for. Publishes leave it to acks, trims and rewriting.
@@ -254,13 +254,7 @@ class Store:
 
     def check_schedules(self) -> None:
         """Raises Exhausted when the node holds all the delayed batches that it may."""
-        if self.log.schedules.entries >= self.limits.max_scheduled_batches:
-            raise Exhausted(
-                f"delay_ms: this node holds its {self.limits.max_scheduled_batches} delayed batches "
-                "(max_scheduled_batches); publish more messages of one time in a batch, or wait until some were due",
-                reason="SCHEDULE_LIMIT",
-                retry_after_ms=SCHEDULE_RETRY_MS,
-            )
+        self.log.schedules.check_room()
 
     def check_groups(self) -> None:
         """Raises Exhausted when the node has all the groups that it may have."""

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 class _Page:
     """Entries by number; `waiting` and `order` hold those that nobody has taken, some of which may be gone.
 
-    Invariant: `live` rows have an address.
+    Invariant: `live` rows have an address. `order` None: all wait, and nobody has asked yet which is the first.
     """
 
     __slots__ = ("addresses", "counts", "dues", "lengths", "live", "numbers", "order", "taken", "waiting")
@@ -52,7 +52,7 @@ class _Page:
         self.counts: array[int] = array("I")
         self.live = 0
         self.waiting: list[int] | None = []  # heap of time << 12 | row, while it is being filled
-        self.order: array[int] = array("H")  # rows by time, from `taken` on, when it is full
+        self.order: array[int] | None = array("H")  # rows by time, from `taken` on, when it is full
         self.taken = 0
 
     def add(self, entry: Entry) -> None:
@@ -71,9 +71,22 @@ class _Page:
         page = cls()
         page.numbers, page.dues, page.addresses, page.lengths, page.counts = columns
         page.live = len(page.numbers)
-        page.order = array("H", sorted(range(page.live), key=page.dues.__getitem__))
-        page.waiting = None
+        page.order = page.waiting = None
         return page
+
+    def by_time(self) -> "array[int]":
+        """`order` of a full page."""
+        if self.order is None:
+            self.order = array("H", sorted(range(len(self.dues)), key=self.dues.__getitem__))
+        return self.order
+
+    def soonest(self) -> tuple[int, int] | None:
+        """Time and number of one that is not behind the first; None when none waits."""
+        if self.order is None:
+            due = min(self.dues)
+            return due, self.numbers[self.dues.index(due)]
+        row = self.first()
+        return None if row is None else (self.dues[row], self.numbers[row])
 
     def close(self) -> None:
         """It takes no more."""
@@ -87,9 +100,10 @@ class _Page:
             while self.waiting and self.addresses[self.waiting[0] & _INDEX] == _GONE:
                 heapq.heappop(self.waiting)
             return self.waiting[0] & _INDEX if self.waiting else None
-        while self.taken < len(self.order) and self.addresses[self.order[self.taken]] == _GONE:
+        order = self.by_time()
+        while self.taken < len(order) and self.addresses[order[self.taken]] == _GONE:
             self.taken += 1
-        return self.order[self.taken] if self.taken < len(self.order) else None
+        return order[self.taken] if self.taken < len(order) else None
 
     def take(self) -> None:
         """What `first` said waits no longer."""
@@ -98,13 +112,14 @@ class _Page:
         else:
             self.taken += 1
 
-    def wait_again(self, row: int) -> None:
+    def wait_again(self, rows: Iterable[int]) -> None:
         """The opposite."""
         if self.waiting is not None:
-            heapq.heappush(self.waiting, self.dues[row] << _PAGE_BITS | row)
+            for row in rows:
+                heapq.heappush(self.waiting, self.dues[row] << _PAGE_BITS | row)
         else:
-            rows = [row, *self.order[self.taken :]]
-            self.order, self.taken = array("H", sorted(rows, key=lambda one: (self.dues[one], one))), 0
+            all_rows = [*rows, *self.by_time()[self.taken :]]
+            self.order, self.taken = array("H", sorted(all_rows, key=lambda one: (self.dues[one], one))), 0
 
     def entry(self, row: int) -> Entry:
         return Entry(self.numbers[row], self.dues[row], self.addresses[row], self.lengths[row], self.counts[row])
@@ -131,7 +146,10 @@ class _Page:
         places = {row: place for place, row in enumerate(self.rows())}
         page = _Page()
         page.numbers, page.dues, page.addresses, page.lengths, page.counts = self.kept()
-        page.order = array("H", [places[row] for row in self.order[self.taken :] if row in places])
+        if self.order is not None:
+            page.order = array("H", [places[row] for row in self.order[self.taken :] if row in places])
+        else:
+            page.order = None
         page.waiting, page.live = None, self.live
         return page
 
@@ -231,17 +249,19 @@ class Timetable:
 
     def give_back(self, entries: Iterable[Entry]) -> None:
         """What was taken waits again; what is gone meanwhile is passed over."""
+        found: dict[_Page, list[int]] = {}
         for entry in entries:
             page = self._page_of(entry.number)
             row = None if page is None else page.find(entry.number)
             if page is not None and row is not None:
-                page.wait_again(row)
-                self._mark(page)
+                found.setdefault(page, []).append(row)
+        for page, rows in found.items():
+            page.wait_again(rows)
+            self._mark(page)
 
     def _mark(self, page: _Page) -> None:
-        row = page.first()
-        if row is not None and page.waiting is None:
-            heapq.heappush(self._marks, (page.dues[row], page.numbers[row], next(self._serial), page))
+        if page.waiting is None and (soonest := page.soonest()) is not None:
+            heapq.heappush(self._marks, (*soonest, next(self._serial), page))
 
     def _first_page(self) -> _Page | None:
         """The page of the entry that is due first."""
@@ -283,6 +303,10 @@ class Timetable:
         """Bytes of all frames, by the segment that they lie in."""
         totals: dict[int, int] = {}
         for page in self._pages:
+            segment = segment_of(min(page.addresses))
+            if page.live == len(page.addresses) and segment == segment_of(max(page.addresses)):
+                totals[segment] = totals.get(segment, 0) + sum(page.lengths)
+                continue
             for address, length in zip(page.addresses, page.lengths, strict=True):
                 if address != _GONE:
                     totals[segment_of(address)] = totals.get(segment_of(address), 0) + length

@@ -9,6 +9,7 @@ from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringpost.node.delivery.session import Session
 from ringpost.node.delivery.subscription import PIECES_MAX
 from ringpost.node.shard import sieve
 from ringpost.node.shard.channel import Channel
@@ -381,3 +382,40 @@ async def test_what_is_let_through_and_still_alive_is_sent_once_and_no_gap_has_a
             reached = batch.first_offset + batch.count
             sent += range(batch.first_offset, reached)
     assert sent == [offset for offset, wanted in enumerate(alive) if wanted]
+
+
+async def test_a_patterns_member_on_another_node_has_its_turns_beside_others_who_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its credit comes some turns after it was asked for; what it is asked for is not lost meanwhile."""
+    rig = Rig(cache_bytes=64 << 20)
+    rig.reading.sieve._clock_ns = Ticking(sieve.SLICE_NS // 25)
+    for _ in range(3):
+        put(rig, "o" * 100)
+    put(rig, "x")
+    put(rig, "o" * 150 + "x" + "o" * 150 + "x")
+    for _ in range(1_000):
+        put(rig, "o" * 100, name="b")
+    hub = hub_of(rig)
+    searching, member = Stream(hub), Stream(hub)
+    monkeypatch.setattr(Session, "forwarded", True)
+    searching.open(channel="b", filter=WANTED)
+    await turns(4)
+    member.open(pattern="*", filter=WANTED, messages=0)
+    found: list[int] = []
+    granted = 0
+    async with asyncio.timeout(60):
+        while len(found) < 3:
+            await turns()
+            said: list[SubscribeResponse] = []
+            while member.session.queued_bytes:
+                said.append(SubscribeResponse.FromString(await member.session.next_message() or b""))
+            found += [first for first, count in spans(said) if count]
+            asked = any(one.WhichOneof("event") == "deliver" and not one.deliver.batches for one in said)
+            await turns(4)
+            if asked:
+                granted += 1_000
+                member.credit(messages=granted)
+            assert cursor(searching) < 100_000, "it is not kept waiting until the other one is through"
+    assert found == [300, 451, 602]
+    assert cursor(member) == 603

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ringpost.internal.v1.record_pb2 import SettleRecord
 from ringpost.node.delivery.hub import Hub
+from ringpost.node.journal.cache import CachedFrame
 from ringpost.node.journal.frame import FrameType
 from ringpost.node.services.explain import explained
 from ringpost.node.services.groups import info
@@ -22,6 +23,7 @@ from ringpost.node.shard.group_settings import GroupSettings
 from ringpost.v1.common_pb2 import GroupMode
 from ringpost.v1.group_pb2 import GroupConfig
 from ringpost.v1.message_pb2 import CAUSE_FILTERED, CAUSE_IN_LINE, CAUSE_LEASED, CAUSE_PARKED, CAUSE_SETTLED
+from ringpost.v1.publish_pb2 import Message
 from ringpost.v1.subscribe_pb2 import Ack, Nack
 from tests.node.delivery.fakes import Stream, code, events, hub_of, ranges, reason_of, spans, stored, turns
 from tests.node.delivery.test_filtered import Ticking
@@ -206,6 +208,28 @@ async def test_another_filter_counts_for_what_is_not_settled_and_has_not_failed(
     check_replay(rig)
 
 
+async def test_another_filter_of_a_broadcast_group_counts_for_every_consumer() -> None:
+    rig = Rig()
+    group = made(rig, "a1 b1", mode=GroupMode.GROUP_MODE_BROADCAST, wanted='key == "a"')
+    hub = hub_of(rig)
+    there = await joined(hub, consumer="there")
+    away = await joined(hub, consumer="away")
+    assert [await delivered(rig, one) for one in (there, away)] == [["a1"], ["a1"]]
+    away.close()
+    await delivered(rig, away)
+    done = Outcomes()
+    set_group(group, GroupConfig(filter='key == "b"'), done)
+    late = await joined(hub, consumer="late")
+    publish(rig, group.channel, "a2 b2")
+    assert done == [None]
+    (closed,) = [one for one in await there.said() if one.WhichOneof("event") == "closed"]
+    assert reason_of(closed) == (code(grpc.StatusCode.UNAVAILABLE), "GROUP_MOVED")
+    assert await delivered(rig, late) == ["b1", "b2"]
+    for consumer in ("there", "away"):
+        assert await delivered(rig, await joined(hub, consumer=consumer)) == ["b2"], "b1 is settled by the old filter"
+    check_replay(rig)
+
+
 @pytest.mark.parametrize("mode", [SHARED, KEYED])
 async def test_a_filter_may_be_given_to_a_group_and_taken_away(mode: GroupMode.ValueType) -> None:
     rig = Rig()
@@ -350,6 +374,40 @@ async def test_what_is_known_of_a_backlog_is_taken_in_bounded_parts(monkeypatch:
         while not found:
             found = await delivered(rig, stream)
     assert (found, group.core.filtered) == (["a1"], 100)
+
+
+async def test_keys_of_a_large_batch_that_the_sieve_knows_are_read_in_bounded_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was looked at for another group; its messages must be opened once more for their keys."""
+    monkeypatch.setattr(filter_scan, "CHUNK", 8)
+    rig = Rig(cache_bytes=8 << 20)
+    made(rig, " ".join(f"{'abx'[n % 3]}{n}" for n in range(50)), mode=KEYED)
+    hub = hub_of(rig)
+    reader = Stream(hub)
+    reader.open(filter=WANTED)
+    assert len(await delivered(rig, reader)) == 34
+    opened: list[int] = []
+    messages = sieve.Sieve.messages
+
+    def spied(self: sieve.Sieve, address: int, frame: CachedFrame, first: int, end: int) -> list[Message]:
+        opened.append(end - first)
+        return messages(self, address, frame, first, end)
+
+    monkeypatch.setattr(sieve.Sieve, "messages", spied)
+    stream = await joined(hub)
+    found: list[str] = []
+    async with asyncio.timeout(30):
+        while len(found) < 34:
+            came = await delivered(rig, stream)
+            found += came
+            settle(rig, stream, *((int(text[1:]), int(text[1:])) for text in came))
+    assert (sum(opened), max(opened)) == (50, 8)
+    for key in "ab":
+        mine = [int(text[1:]) for text in found if text[0] == key]
+        assert mine == sorted(mine)
+        assert len(mine) == 17
+    check_replay(rig)
 
 
 async def test_a_first_use_makes_the_group_with_the_filter_and_a_different_one_is_refused() -> None:

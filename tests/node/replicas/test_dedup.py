@@ -11,6 +11,7 @@ from ringpost.cluster.keys import shard_of
 from ringpost.node.errors import AlreadyExists, RingpostError
 from ringpost.node.shard.channel import Channel, ChannelLimits
 from ringpost.node.shard.shard import Publish, Stored
+from ringpost.node.storage import now_us
 from ringpost.v1.common_pb2 import Durability
 from ringpost.v1.publish_pb2 import Batch, Message
 from tests.node.replicas.rig import SHARDS, Cluster, Node
@@ -105,3 +106,19 @@ async def test_a_copy_made_from_a_snapshot_has_the_window(tmp_path: Path) -> Non
         assert copy.seen is not None
         assert channel.seen is not None
         assert list(copy.seen.runs(1 << 60)) == list(channel.seen.runs(1 << 60))
+
+
+async def test_a_producers_repeat_of_a_delayed_message_by_its_id_is_told_the_same_again(tmp_path: Path) -> None:
+    """Under its numbers, too, once those are committed: by the same leader and by the next."""
+    async with Cluster(tmp_path) as cluster:
+        leader = await next_leader(cluster, "orders")
+        await windowed(leader, "orders")
+        due = now_us() + 3_600_000_000
+        await publish(leader, "orders", "a", due_us=due)
+        for _ in range(2):
+            again = await publish(leader, "orders", "a", due_us=due, producer=7)
+            assert (again.duplicate, again.scheduled_us) == (True, due)
+        await leader.stop()
+        leader = await next_leader(cluster, "orders")
+        again = await publish(leader, "orders", "a", due_us=due, producer=7)
+        assert (again.duplicate, again.scheduled_us) == (True, due)

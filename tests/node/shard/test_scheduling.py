@@ -8,10 +8,21 @@ from crc32c import crc32c
 from ringpost.node.errors import AlreadyExists, DataLoss, Exhausted, Precondition, Unavailable
 from ringpost.node.journal.frame import FLAG_REWRITTEN, FrameType, encode_header
 from ringpost.node.shard.channel import Channel, ChannelLimits
+from ringpost.node.shard.scheduling import WAKE_MAX, Schedule
 from ringpost.node.shard.shard import Publish
 from ringpost.v1.common_pb2 import Durability
 from ringpost.v1.publish_pb2 import Batch, Message
-from tests.node.shard.fakes import START_US, Damage, Outcomes, Rig, Stored, checkpoint_of, replayed, texts_of
+from tests.node.shard.fakes import (
+    START_US,
+    Damage,
+    Outcomes,
+    Rig,
+    Stored,
+    checkpoint_of,
+    publish_of,
+    replayed,
+    texts_of,
+)
 
 SECOND = 1_000_000
 SCHEDULE, RELEASE = FrameType.SCHEDULE, FrameType.RELEASE
@@ -177,6 +188,25 @@ def test_more_than_a_turn_takes_leaves_in_order() -> None:
     assert texts(rig, channel) == [f"{n}" for n in range(1_000)]
 
 
+def test_very_many_channels_in_which_something_is_due_at_once_are_woken_in_parts() -> None:
+    rig = Rig()
+    due, count = START_US + SECOND, 2 * WAKE_MAX + 1
+    for number in range(count):
+        channel = rig.store.find_or_add(f"c{number}")
+        channel.shard.publish(channel, publish_of("x", due_us=due), lambda _: None)
+    rig.commit()
+    woken: list[Schedule] = []
+    rig.log.schedules.release = woken.append
+    turns: list[int] = []
+    rig.time.now_us = due - 1
+    for _ in range(6):
+        before = len(woken)
+        rig.time.pass_us(1_100)
+        turns.append(len(woken) - before)
+    assert max(turns) <= WAKE_MAX
+    assert len(woken) == len(set(woken)) == count
+
+
 def test_bodies_that_are_not_in_memory_are_read() -> None:
     rig = Rig(cache_bytes=0)
     channel = rig.channel()
@@ -309,14 +339,19 @@ def test_a_purge_leaves_what_is_scheduled() -> None:
 def test_a_node_holds_so_many_delayed_batches_and_no_more() -> None:
     rig = Rig(max_scheduled_batches=2)
     channel = rig.channel()
-    for _ in range(2):
+    for number in range(2):
         rig.store.check_schedules()
-        delayed(rig, channel, 5, "x")
+        delayed(rig, channel, 5, "x", producer=7, first_sequence=number)
+    with pytest.raises(Exhausted, match="max_scheduled_batches"):
+        rig.store.check_schedules()
     with pytest.raises(Exhausted, match="max_scheduled_batches") as refused:
-        rig.store.check_schedules()
+        delayed(rig, channel, 5, "x", producer=7, first_sequence=2)
     assert refused.value.reason == "SCHEDULE_LIMIT"
+    (again,) = delayed(rig, channel, 5, "x", producer=7, first_sequence=1)
+    assert again.duplicate, "what is stored is not said to be refused"
     passes(rig, 6)
     rig.store.check_schedules()
+    delayed(rig, channel, 5, "x", producer=7, first_sequence=2)
 
 
 def test_a_node_at_rest_with_distant_messages_wakes_once_in_ten_seconds() -> None:

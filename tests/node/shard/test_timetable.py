@@ -129,3 +129,22 @@ def test_an_empty_full_page_takes_no_memory() -> None:
     for one in table.take(1_000, 1_000, 1 << 30):
         table.drop(one.number)
     assert table._pages == []
+
+
+def test_what_came_from_bytes_can_leave_before_anybody_asked_for_the_first() -> None:
+    """A page is put in order when its turn comes, so that taking up very many does not hold the loop."""
+    table = Timetable()
+    dues = [(7 * n) % 5_000 for n in range(2 * 4_096 + 10)]
+    for number, due in enumerate(dues, 1):
+        table.add(Entry(number, due, 64, 1, 1))
+    table = Timetable.from_bytes(table.to_bytes())
+    gone = sorted(range(1, len(dues) + 1), key=lambda number: (dues[number - 1], number))[:6_000]
+    for number in gone[:3_000] + gone[4_000:]:
+        assert table.drop(number) is not None
+    table = Timetable.from_bytes(table.to_bytes())
+    taken = table.take(10_000, 500, 10_000)
+    assert [entry.number for entry in taken] == gone[3_000:3_500]
+    table.give_back(reversed(taken))
+    assert [entry.number for entry in table.take(10_000, 1_000, 10_000)] == gone[3_000:4_000]
+    assert table.next_due_us == dues[sorted(range(len(dues)), key=lambda row: (dues[row], row))[6_000]]
+    assert table.bytes_by_segment() == {0: len(table)}
