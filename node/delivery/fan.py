@@ -32,6 +32,7 @@ OPEN_S = 5.0  # that an opening may stand still
 LOAN_S = 3.0  # that a leader may take to use a loan
 WINDOW_BYTES = 4 << 20
 RETRY_S_MIN, RETRY_S_MAX = 0.05, 2.0
+FORBIDDEN_S_MAX = 30.0
 OFFSET_MAX = (1 << 64) - 1
 _GONE = frozenset({"CHANNEL_NOT_FOUND", "CHANNEL_DELETED"})
 _EARLIEST = Start(earliest=True)
@@ -128,7 +129,7 @@ class Fan(PatternFlow):
             return
         self._inner.drop(member)
         if member.stood and not self.command.group:
-            self._say_gap(member, member.position or 0, OFFSET_MAX)
+            self._say_gap(member.name, member.position or 0, OFFSET_MAX)
         self._came(member)
 
     def _came(self, member: FanMember) -> None:
@@ -142,9 +143,12 @@ class Fan(PatternFlow):
         if self._pending or self._pending is None or not self._listed:
             return
         self._pending = None
-        self._resume.clear()
         self._timer.cancel()
         self._flush_marks()
+        for name, offset in self._resume.items():
+            if name not in self._members:
+                self._say_gap(name, offset, OFFSET_MAX)
+        self._resume.clear()
         opened = Opened(subscription_id=self.number, ack_deadline_ms=self._deadline(), owner=self.session.hub.node)
         self._say(SubscribeResponse(opened=opened).SerializeToString())
 
@@ -189,24 +193,33 @@ class Fan(PatternFlow):
     def gap(self, member: FanMember, first: int, last: int) -> None:
         """Offsets that will not come."""
         member.position = last + 1
-        self._say_gap(member, first, last)
+        self._say_gap(member.name, first, last)
 
     def ended(self, member: FanMember, error: RingpostError) -> None:
         """Its subscription was closed. What is another node's trouble is tried again."""
         if self.closed or self._members.get(member.name) is not member:
             return
-        if error.reason in _GONE or error.code is grpc.StatusCode.PERMISSION_DENIED:
-            self._leave(member.name)
-            if error.reason in _GONE:  # the feed says whether it was made anew meanwhile
-                self._loop.call_later(RETRY_S_MAX, self._look_again, member.name)
-        elif error.code is grpc.StatusCode.OUT_OF_RANGE and not member.stood:
-            member.position, member.start = None, _EARLIEST
-            self._begin(member)
+        if error.reason in _GONE:
+            self._leave(member.name)  # the feed says whether it was made anew meanwhile
+            self._loop.call_later(RETRY_S_MAX, self._look_again, member.name)
+        elif error.code is grpc.StatusCode.PERMISSION_DENIED:  # its leader has other rules than we, older or newer
+            self._came(member)
+            member.retry_s = min(max(2 * member.retry_s, RETRY_S_MAX), FORBIDDEN_S_MAX)
+            self._loop.call_later(member.retry_s, self._again, member)
+        elif error.code is grpc.StatusCode.OUT_OF_RANGE and (member.position is not None or not member.stood):
+            self._begin_anew(member)
         elif error.code is grpc.StatusCode.UNAVAILABLE:
             self._loop.call_later(member.retry_s, self._again, member)
             member.retry_s = min(2 * member.retry_s, RETRY_S_MAX)
         else:
             self.session.close_subscription(self, error)
+
+    def _begin_anew(self, member: FanMember) -> None:
+        """It ends before the place where it was read: another channel has its name now."""
+        if member.stood and member.position is not None:
+            self._say_gap(member.name, member.position, OFFSET_MAX)
+        member.position, member.start, member.stood = None, _EARLIEST, False
+        self._begin(member)
 
     def _again(self, member: FanMember) -> None:
         if not self.closed and self._members.get(member.name) is member:
@@ -281,10 +294,10 @@ class Fan(PatternFlow):
                 response.deliver.batches.add(channel=name, first_offset=offset)
             self._say(response.SerializeToString())
 
-    def _say_gap(self, member: FanMember, first: int, last: int) -> None:
+    def _say_gap(self, channel: str, first: int, last: int) -> None:
         self._flush_marks()
         missing = OffsetRange(first=first, last=last)
-        gap = Gap(subscription_id=self.number, missing=missing, channel=member.name)
+        gap = Gap(subscription_id=self.number, missing=missing, channel=channel)
         self._say(SubscribeResponse(gap=gap).SerializeToString())
 
     def _say(self, message: bytes) -> None:

@@ -170,8 +170,9 @@ class OpenSubscription(_message.Message):
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelOffset]:
         """With `pattern`, without a group: go on where an earlier stream ended, for these channels in place of `start`, which
-        should be `earliest` then: what is not named here was not there. At most 10,000 entries; of channels that are no
-        more they are passed over. An offset beyond the end is that of a channel made anew: it is read from its beginning.
+        should be `earliest` then: what is not named here was not there. At most 10,000 entries; each of a channel
+        that is no more is answered with a Gap up to 2^64 - 1. An offset beyond the end is that of a channel made anew: it
+        is read from its beginning.
         """
 
     def __init__(

@@ -152,6 +152,19 @@ async def test_resuming_goes_on_behind_what_came_and_takes_new_channels_from_the
     assert (reader.got["orders.anew"], reader.got["orders.gone"]) == ([0, 1], [0])
 
 
+async def test_who_resumes_is_told_which_of_its_channels_are_no_more(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS[:3]:
+        await fill(client, channel, 0, 5)
+    places = [ChannelOffset(channel=channel, offset=5) for channel in (*CHANNELS[:2], "orders.away", "orders.too")]
+    reader = PatternReader(nodes.clients["n3"], "orders.*", start=EARLIEST, resume=places)
+    await reader.open()
+    assert sorted(reader.gone) == ["orders.away", "orders.too"], "or a place would wait for a channel of that name"
+    await fill(client, "orders.away", 0, 8)
+    await reader.take(5 + 8)
+    assert reader.got == {CHANNELS[2]: list(range(5)), "orders.away": list(range(8))}
+
+
 async def test_inboxes_match_only_when_the_pattern_says_so(nodes: Nodes) -> None:
     client = nodes.clients["n1"]
     await client.channels.AddChannel(AddChannelRequest(name="_inbox.ann"))
@@ -315,6 +328,26 @@ async def test_channels_go_on_without_loss_or_doubles_when_their_shards_move(nod
     assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
 
 
+async def test_a_channel_made_anew_while_its_leader_was_away_is_read_from_its_beginning(nodes: Nodes) -> None:
+    """By its place it would end far before: the channels beside it go on."""
+    client, channel, other = nodes.clients["n1"], CHANNELS[0], CHANNELS[1]
+    shard = nodes.shard(channel)
+    assert nodes.shard(other) != shard
+    nodes.world.assign({shard: "n3"})
+    await fill(client, channel, 50, 52)
+    nodes.world.assign({shard: "n2"})  # which knows nothing of that
+    await fill(client, channel, 0, 20)
+    await fill(client, other, 0, 1)
+    reader = PatternReader(client, "orders.*", start=EARLIEST)
+    await reader.open()
+    await reader.take(21)
+    nodes.world.assign({shard: "n3"})
+    await fill(client, other, 1, 2)
+    await reader.take(3)
+    assert (reader.got[channel], reader.got[other]) == ([*range(20), 50, 51], [0, 1])
+    assert (reader.gone, reader.closed) == ([channel], None)
+
+
 def fan_of(nodes: Nodes, node: str) -> Fan:
     """The one subscription to a pattern that a client has on a node."""
     flows = (flow for session in nodes.servers[node].hub.sessions for flow in session.subscriptions.values())
@@ -466,3 +499,35 @@ async def test_only_channels_that_the_client_may_consume_come_and_a_change_of_th
         await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
         assert "orders.c2" not in reader.gone
         assert reader.closed is None
+
+
+async def test_a_channel_that_its_leader_forbids_by_older_rules_comes_when_it_has_the_newer(tmp_path: Path) -> None:
+    async with rigged(tmp_path) as rig:
+        nodes = rig.nodes
+        for channel in CHANNELS:
+            await nodes.clients["n1"].publisher.Publish(
+                PublishRequest(channel=channel, batch=batch_of(b"0 ")), metadata=bearer("writer")
+            )
+        rig.permit(principal("ann", consume="bills.*"))
+        await rig.renew()
+        late = [nodes.servers[name].access for name in ("n2", "n3")]
+        renews = [access.renew for access in late]
+
+        async def not_yet() -> bool:
+            return False
+
+        for access in late:
+            access.renew = not_yet  # type: ignore[method-assign]
+        rig.permit(principal("ann", consume="orders.*"))
+        await nodes.servers["n1"].access.renew()
+        reader = PatternReader(nodes.clients["n1"], "orders.*", token="ann", start=EARLIEST)
+        assert (await reader.open()).WhichOneof("event") == "opened"
+        mine = [channel for channel in CHANNELS if owners(nodes, [channel]) == {"n1"}]
+        await reader.take(len(mine))
+        assert sorted(reader.got) == sorted(mine)
+        for access, renew in zip(late, renews, strict=True):
+            access.renew = renew  # type: ignore[method-assign]
+            await access.renew()
+        await reader.take(len(CHANNELS) - len(mine))
+        assert reader.got == {channel: [0] for channel in CHANNELS}
+        assert (reader.gone, reader.closed) == ([], None)
