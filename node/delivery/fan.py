@@ -70,7 +70,10 @@ class Fan(PatternFlow):
 
     def start(self) -> None:
         """To be called once the session knows it."""
-        self._catalog.read(self.pattern, self)
+        try:
+            self._catalog.read(self.pattern, self)
+        except RingpostError as error:
+            self.session.close_subscription(self, error)
         if not self.closed:
             self.matched(self._catalog.names(self.pattern), [])
 

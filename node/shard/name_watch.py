@@ -11,6 +11,8 @@ from ringpost.cluster.patterns import ChannelPattern
 from ringpost.node.shard.channel import Channel
 from ringpost.node.shard.store import Store
 
+PATTERNS_MAX = 10_000  # different ones that a node watches, here and at the others
+
 
 class Listing(NamedTuple):
     """All channels of a shard that match, as of now, in the leadership of that epoch."""

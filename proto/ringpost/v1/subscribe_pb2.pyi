@@ -154,8 +154,9 @@ class OpenSubscription(_message.Message):
 
     A group is one of that name on each channel, made by first use with `mode`, at `start` where the channel exists
     already, else at its beginning; an error of one channel, such as GROUP_MODE or GROUP_OCCUPIED, ends the
-    subscription. More than 10,000 matching channels end it with RESOURCE_EXHAUSTED, PATTERN_LIMIT. When after some
-    seconds not every shard has said what it has, it is closed with UNAVAILABLE, PATTERN_INCOMPLETE: open it again.
+    subscription. More than 10,000 matching channels, or different patterns on one node, end it with RESOURCE_EXHAUSTED,
+    PATTERN_LIMIT. When after some seconds not every shard has said what it has, it is closed with UNAVAILABLE,
+    PATTERN_INCOMPLETE: open it again.
     """
     lease_tokens: _builtins.bool
     """Groups: every DeliveredBatch has its `lease_token`, for settling without this stream. Costs about 60 bytes a batch."""

@@ -210,6 +210,28 @@ async def test_too_many_channels_end_it_with_the_limit(nodes: Nodes) -> None:
     assert (failure.code, failure.reason, failure.metadata["limit"]) == (8, "PATTERN_LIMIT", "12")
 
 
+async def test_one_client_s_many_patterns_do_not_end_what_others_hear_of_new_channels(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("node.services.channel_feed", "node.delivery.catalog"):
+        monkeypatch.setattr(f"ringpost.{module}.PATTERNS_MAX", 3, raising=False)
+    client = nodes.clients["n1"]
+    reader = PatternReader(client, "orders.*", start=EARLIEST)
+    await reader.open()
+    others = [PatternReader(client, f"bills.{number}.*") for number in range(3)]
+    said = [await other.open() for other in others]
+    assert [one.WhichOneof("event") for one in said] == ["opened", "opened", "closed"]
+    assert (said[2].closed.failure.code, said[2].closed.failure.reason) == (8, "PATTERN_LIMIT")
+    assert (await PatternReader(client, "orders.*").open()).WhichOneof("event") == "opened", "the same costs nothing"
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 1)
+    await reader.take(len(CHANNELS))
+    others[0].stream.cancel()
+    async with asyncio.timeout(30):
+        while (await PatternReader(client, "bills.*").open()).WhichOneof("event") != "opened":
+            await asyncio.sleep(0.05)
+
+
 # -- groups -----------------------------------------------------------------------------------------------------------
 
 
