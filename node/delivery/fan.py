@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 OPEN_S = 5.0  # that an opening may stand still
 LOAN_S = 3.0  # that a leader may take to use a loan
 WINDOW_BYTES = 4 << 20
+HELD_BYTES_MAX = 32 << 20  # with what tells of channels that come and go, which takes no credit
+_MARKS_MAX = 1_000  # in a delivery
 RETRY_S_MIN, RETRY_S_MAX = 0.05, 2.0
 FORBIDDEN_S_MAX = 30.0
 OFFSET_MAX = (1 << 64) - 1
@@ -286,14 +288,16 @@ class Fan(PatternFlow):
     def _mark(self, member: FanMember, offset: int) -> None:
         self._marks.append((member.name, offset))
         if self._pending is None:
+            if len(self._marks) >= _MARKS_MAX:  # nobody has collected them
+                self._flush_marks()
             self._ready()
 
     def _flush_marks(self) -> None:
         marks, self._marks = self._marks, []
-        for at in range(0, len(marks), 1_000):
+        for at in range(0, len(marks), _MARKS_MAX):
             response = RawResponse()
             response.deliver.subscription_id = self.number
-            for name, offset in marks[at : at + 1_000]:
+            for name, offset in marks[at : at + _MARKS_MAX]:
                 response.deliver.batches.add(channel=name, first_offset=offset)
             self._say(response.SerializeToString())
 
@@ -306,7 +310,14 @@ class Fan(PatternFlow):
     def _say(self, message: bytes) -> None:
         self._out.append(message)
         self._loans.held_bytes += len(message)
+        if self._loans.held_bytes > HELD_BYTES_MAX:
+            self._loop.call_soon(self._unread)
         self._ready()
+
+    def _unread(self) -> None:
+        """The client does not read, and channels come and go: it comes again with the places that it knows."""
+        error = Unavailable("what is told of channels is not read", reason="PATTERN_UNREAD", retry_after_ms=500)
+        self.session.close_subscription(self, error)
 
     def _ready(self) -> None:
         if self.queued or self.closed:

@@ -156,7 +156,7 @@ class OpenSubscription(_message.Message):
     already, else at its beginning; an error of one channel, such as GROUP_MODE or GROUP_OCCUPIED, ends the
     subscription. More than 10,000 matching channels, or different patterns on one node, end it with RESOURCE_EXHAUSTED,
     PATTERN_LIMIT. When after some seconds not every shard has said what it has, it is closed with UNAVAILABLE,
-    PATTERN_INCOMPLETE: open it again.
+    PATTERN_INCOMPLETE: open it again. So is one whose client does not read that channels come and go: PATTERN_UNREAD.
     """
     lease_tokens: _builtins.bool
     """Groups: every DeliveredBatch has its `lease_token`, for settling without this stream. Costs about 60 bytes a batch."""
