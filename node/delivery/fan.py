@@ -57,6 +57,7 @@ class Fan(PatternFlow):
         self.closed = False
         self._resume = {place.channel: place.offset for place in command.resume}
         self._members: dict[str, FanMember] = {}
+        self._forbidden: dict[str, int] = {}  # where reading was, of channels that the client may not consume any more
         self._loans: Loans[int] = Loans(credit, WINDOW_BYTES)
         self._out: deque[bytes] = deque()
         self._marks: list[tuple[str, int]] = []
@@ -83,6 +84,7 @@ class Fan(PatternFlow):
 
     def matched(self, joined: list[str], left: list[str]) -> None:
         for name in left:
+            self._forbidden.pop(name, None)
             self._leave(name)
         self._progress = self._loop.time()
         for name in joined:
@@ -111,6 +113,8 @@ class Fan(PatternFlow):
             member.start = self.command.start
             if name in self._resume and not self.command.group:
                 member.position = self._resume[name]
+        elif (position := self._forbidden.pop(name, None)) is not None:
+            member.position = position
         self._begin(member)
 
     def _begin(self, member: FanMember) -> None:
@@ -174,9 +178,12 @@ class Fan(PatternFlow):
     def recheck(self, caller: Caller) -> None:
         """What the client may do has changed."""
         self._inner.caller = caller
-        for name in tuple(self._members):
-            if not caller.may(Verb.CONSUME, name):
-                self._leave(name)
+        for name, member in tuple(self._members.items()):
+            if caller.may(Verb.CONSUME, name):
+                continue
+            self._leave(name)
+            if member.position is not None and len(self._forbidden) < self.session.hub.limits.pattern_channels:
+                self._forbidden[name] = member.position
         self.matched(self._catalog.names(self.pattern), [])
 
     # -- what the members say ---------------------------------------------------------------------------------------
@@ -279,7 +286,8 @@ class Fan(PatternFlow):
         response.deliver.subscription_id = self.number
         for batch in response.deliver.batches:
             batch.channel = member.name
-        member.position = batch.first_offset + batch.count
+        if not self.command.group:  # which knows its place, or begins as at first
+            member.position = batch.first_offset + batch.count
         self._flush_marks()
         self._say(response.SerializeToString())
 

@@ -370,6 +370,22 @@ async def test_a_channel_made_anew_while_its_leader_was_away_is_read_from_its_be
     assert (reader.gone, reader.closed) == ([channel], None)
 
 
+async def test_a_group_that_a_new_leader_does_not_know_begins_as_on_any_channel(nodes: Nodes) -> None:
+    """And not behind what had been delivered, which nobody may have acked."""
+    client, channel = nodes.clients["n1"], CHANNELS[0]
+    shard = nodes.shard(channel)
+    for node in ("n3", "n2"):
+        nodes.world.assign({shard: node})
+        await fill(client, channel, 0, 20)
+    reader = PatternReader(client, "orders.*", group="g", start=EARLIEST)
+    await reader.open()
+    await reader.take(20)
+    nodes.world.assign({shard: "n3"})
+    await reader.take(20)
+    assert reader.got[channel] == [*range(20), *range(20)]
+    assert (reader.gone, reader.closed) == ([], None)
+
+
 def fan_of(nodes: Nodes, node: str) -> Fan:
     """The one subscription to a pattern that a client has on a node."""
     flows = (flow for session in nodes.servers[node].hub.sessions for flow in session.subscriptions.values())
@@ -521,6 +537,37 @@ async def test_only_channels_that_the_client_may_consume_come_and_a_change_of_th
         await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
         assert "orders.c2" not in reader.gone
         assert reader.closed is None
+
+
+async def test_what_may_be_read_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with rigged(tmp_path) as rig:
+        client = rig.nodes.clients["n2"]
+
+        async def put(text: bytes) -> None:
+            for channel in CHANNELS:
+                request = PublishRequest(channel=channel, batch=batch_of(text))
+                await client.publisher.Publish(request, metadata=bearer("writer"))
+
+        async def permit(consume: str) -> None:
+            rig.permit(principal("writer", publish=">"), principal("ann", consume=consume))
+            await rig.renew()
+            for server in rig.nodes.servers.values():
+                server.hub.check_access()
+
+        await permit("orders.*")
+        reader = PatternReader(client, "orders.*", token="ann")
+        await reader.open()
+        await put(b"0 ")
+        await reader.take(len(CHANNELS))
+        await permit("orders.c0")
+        await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
+        await put(b"1 ")
+        await reader.take(1)
+        await permit("orders.*")
+        await reader.take(len(CHANNELS) - 1)
+        await put(b"2 ")
+        await reader.take(len(CHANNELS))
+        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
 
 
 async def test_a_channel_that_its_leader_forbids_by_older_rules_comes_when_it_has_the_newer(tmp_path: Path) -> None:
