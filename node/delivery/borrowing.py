@@ -1,15 +1,16 @@
 """A subscription that is one of many of a pattern: it has no credit of its own, and asks for it when it needs some.
 
 The many share what their client has granted. Credit that lies with a quiet channel is lost to the others, so none
-does: who has something asks (a delivery without batches), is lent credit (a grant as always), and answers each loan
-with exactly one delivery. What that leaves of the loan is void; a batch without messages gives it back whole. An asking
-and a loan may cross: both sides then wait for the answer to the loan.
+does: who has something (with a filter: has found something) asks (a delivery without batches), is lent credit (a grant
+as always), and answers each loan with exactly one delivery. What that leaves of the loan is void; a batch without
+messages gives it back whole. An asking and a loan may cross: both sides then wait for the answer to the loan.
 """
 
 from typing import TYPE_CHECKING
 
 from ringpost.node.delivery.credit import CreditWindow
 from ringpost.node.delivery.encode import deliver, piece
+from ringpost.node.delivery.filtered import FilteredCursor, look_ahead
 from ringpost.node.delivery.sources import Cursor, Membership
 from ringpost.node.delivery.subscription import Subscription
 
@@ -64,10 +65,22 @@ class Borrowing(Subscription):
                 return None
             self._asked = False
             return message or deliver(self.number, (_NOTHING,))
-        if self._asked or not self.has_news:
+        if self._asked or not self.has_news or not self._finds_something(now_us):
             return None
         self._asked = True
         return deliver(self.number, ())
+
+    def _finds_something(self, now_us: int) -> bool:
+        """With a filter: whether the next message is found; if not, and there may be one, its turn to look comes."""
+        source = self.source
+        if not isinstance(source, FilteredCursor):
+            return True
+        if self._reading:
+            return False
+        found = look_ahead(self, source, now_us, may_skip=True)
+        if not found and not self.has_news:
+            self._pinned.clear()
+        return found
 
     def take(self, bytes_max: int, now_us: int) -> bytes | None:
         """What there is within the loan, which ends with that; None: nothing, or it `waits` and the loan stays."""

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from ringpost.cluster.keys import shard_of
 from ringpost.node.delivery.matches import Matches
-from ringpost.node.shard.name_watch import Listing, NameWatch, News
+from ringpost.node.errors import Exhausted
+from ringpost.node.shard.name_watch import PATTERNS_MAX, Listing, NameWatch, News
 from ringpost.node.shard.store import Store
 
 
@@ -52,9 +53,12 @@ class Catalog:
         return list(self._known)
 
     def read(self, pattern: str, reader: PatternReader) -> None:
-        """`reader` hears of all that match from now on."""
+        """`reader` hears of all that match from now on. Raises Exhausted: other nodes would refuse them all."""
         known = self._known.get(pattern)
         if known is None:
+            if len(self._known) >= PATTERNS_MAX:
+                message = f"open.pattern: this node has its {PATTERNS_MAX:,} different patterns; use wider ones"
+                raise Exhausted(message, reason="PATTERN_LIMIT", metadata={"limit": str(PATTERNS_MAX)})
             known = self._known[pattern] = _Known()
             if self._here is None:
                 self._here = NameWatch(self._store, self._hear_soon, self._list_soon)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 OPEN_S = 5.0  # that an opening may stand still
 LOAN_S = 3.0  # that a leader may take to use a loan
 WINDOW_BYTES = 4 << 20
+HELD_BYTES_MAX = 32 << 20  # with what tells of channels that come and go, which takes no credit
+_MARKS_MAX = 1_000  # in a delivery
 RETRY_S_MIN, RETRY_S_MAX = 0.05, 2.0
+FORBIDDEN_S_MAX = 30.0
 OFFSET_MAX = (1 << 64) - 1
 _GONE = frozenset({"CHANNEL_NOT_FOUND", "CHANNEL_DELETED"})
 _EARLIEST = Start(earliest=True)
@@ -54,6 +57,7 @@ class Fan(PatternFlow):
         self.closed = False
         self._resume = {place.channel: place.offset for place in command.resume}
         self._members: dict[str, FanMember] = {}
+        self._forbidden: dict[str, int] = {}  # where reading was, of channels that the client may not consume any more
         self._loans: Loans[int] = Loans(credit, WINDOW_BYTES)
         self._out: deque[bytes] = deque()
         self._marks: list[tuple[str, int]] = []
@@ -69,7 +73,10 @@ class Fan(PatternFlow):
 
     def start(self) -> None:
         """To be called once the session knows it."""
-        self._catalog.read(self.pattern, self)
+        try:
+            self._catalog.read(self.pattern, self)
+        except RingpostError as error:
+            self.session.close_subscription(self, error)
         if not self.closed:
             self.matched(self._catalog.names(self.pattern), [])
 
@@ -77,6 +84,7 @@ class Fan(PatternFlow):
 
     def matched(self, joined: list[str], left: list[str]) -> None:
         for name in left:
+            self._forbidden.pop(name, None)
             self._leave(name)
         self._progress = self._loop.time()
         for name in joined:
@@ -105,6 +113,8 @@ class Fan(PatternFlow):
             member.start = self.command.start
             if name in self._resume and not self.command.group:
                 member.position = self._resume[name]
+        elif (position := self._forbidden.pop(name, None)) is not None:
+            member.position = position
         self._begin(member)
 
     def _begin(self, member: FanMember) -> None:
@@ -128,7 +138,7 @@ class Fan(PatternFlow):
             return
         self._inner.drop(member)
         if member.stood and not self.command.group:
-            self._say_gap(member, member.position or 0, OFFSET_MAX)
+            self._say_gap(member.name, member.position or 0, OFFSET_MAX)
         self._came(member)
 
     def _came(self, member: FanMember) -> None:
@@ -142,9 +152,12 @@ class Fan(PatternFlow):
         if self._pending or self._pending is None or not self._listed:
             return
         self._pending = None
-        self._resume.clear()
         self._timer.cancel()
         self._flush_marks()
+        for name, offset in self._resume.items():
+            if name not in self._members:
+                self._say_gap(name, offset, OFFSET_MAX)
+        self._resume.clear()
         opened = Opened(subscription_id=self.number, ack_deadline_ms=self._deadline(), owner=self.session.hub.node)
         self._say(SubscribeResponse(opened=opened).SerializeToString())
 
@@ -165,9 +178,12 @@ class Fan(PatternFlow):
     def recheck(self, caller: Caller) -> None:
         """What the client may do has changed."""
         self._inner.caller = caller
-        for name in tuple(self._members):
-            if not caller.may(Verb.CONSUME, name):
-                self._leave(name)
+        for name, member in tuple(self._members.items()):
+            if caller.may(Verb.CONSUME, name):
+                continue
+            self._leave(name)
+            if member.position is not None and len(self._forbidden) < self.session.hub.limits.pattern_channels:
+                self._forbidden[name] = member.position
         self.matched(self._catalog.names(self.pattern), [])
 
     # -- what the members say ---------------------------------------------------------------------------------------
@@ -189,24 +205,33 @@ class Fan(PatternFlow):
     def gap(self, member: FanMember, first: int, last: int) -> None:
         """Offsets that will not come."""
         member.position = last + 1
-        self._say_gap(member, first, last)
+        self._say_gap(member.name, first, last)
 
     def ended(self, member: FanMember, error: RingpostError) -> None:
         """Its subscription was closed. What is another node's trouble is tried again."""
         if self.closed or self._members.get(member.name) is not member:
             return
-        if error.reason in _GONE or error.code is grpc.StatusCode.PERMISSION_DENIED:
-            self._leave(member.name)
-            if error.reason in _GONE:  # the feed says whether it was made anew meanwhile
-                self._loop.call_later(RETRY_S_MAX, self._look_again, member.name)
-        elif error.code is grpc.StatusCode.OUT_OF_RANGE and not member.stood:
-            member.position, member.start = None, _EARLIEST
-            self._begin(member)
+        if error.reason in _GONE:
+            self._leave(member.name)  # the feed says whether it was made anew meanwhile
+            self._loop.call_later(RETRY_S_MAX, self._look_again, member.name)
+        elif error.code is grpc.StatusCode.PERMISSION_DENIED:  # its leader has other rules than we, older or newer
+            self._came(member)
+            member.retry_s = min(max(2 * member.retry_s, RETRY_S_MAX), FORBIDDEN_S_MAX)
+            self._loop.call_later(member.retry_s, self._again, member)
+        elif error.code is grpc.StatusCode.OUT_OF_RANGE and (member.position is not None or not member.stood):
+            self._begin_anew(member)
         elif error.code is grpc.StatusCode.UNAVAILABLE:
             self._loop.call_later(member.retry_s, self._again, member)
             member.retry_s = min(2 * member.retry_s, RETRY_S_MAX)
         else:
             self.session.close_subscription(self, error)
+
+    def _begin_anew(self, member: FanMember) -> None:
+        """It ends before the place where it was read: another channel has its name now."""
+        if member.stood and member.position is not None:
+            self._say_gap(member.name, member.position, OFFSET_MAX)
+        member.position, member.start, member.stood = None, _EARLIEST, False
+        self._begin(member)
 
     def _again(self, member: FanMember) -> None:
         if not self.closed and self._members.get(member.name) is member:
@@ -261,7 +286,8 @@ class Fan(PatternFlow):
         response.deliver.subscription_id = self.number
         for batch in response.deliver.batches:
             batch.channel = member.name
-        member.position = batch.first_offset + batch.count
+        if not self.command.group:  # which knows its place, or begins as at first
+            member.position = batch.first_offset + batch.count
         self._flush_marks()
         self._say(response.SerializeToString())
 
@@ -270,27 +296,36 @@ class Fan(PatternFlow):
     def _mark(self, member: FanMember, offset: int) -> None:
         self._marks.append((member.name, offset))
         if self._pending is None:
+            if len(self._marks) >= _MARKS_MAX:  # nobody has collected them
+                self._flush_marks()
             self._ready()
 
     def _flush_marks(self) -> None:
         marks, self._marks = self._marks, []
-        for at in range(0, len(marks), 1_000):
+        for at in range(0, len(marks), _MARKS_MAX):
             response = RawResponse()
             response.deliver.subscription_id = self.number
-            for name, offset in marks[at : at + 1_000]:
+            for name, offset in marks[at : at + _MARKS_MAX]:
                 response.deliver.batches.add(channel=name, first_offset=offset)
             self._say(response.SerializeToString())
 
-    def _say_gap(self, member: FanMember, first: int, last: int) -> None:
+    def _say_gap(self, channel: str, first: int, last: int) -> None:
         self._flush_marks()
         missing = OffsetRange(first=first, last=last)
-        gap = Gap(subscription_id=self.number, missing=missing, channel=member.name)
+        gap = Gap(subscription_id=self.number, missing=missing, channel=channel)
         self._say(SubscribeResponse(gap=gap).SerializeToString())
 
     def _say(self, message: bytes) -> None:
         self._out.append(message)
         self._loans.held_bytes += len(message)
+        if self._loans.held_bytes > HELD_BYTES_MAX:
+            self._loop.call_soon(self._unread)
         self._ready()
+
+    def _unread(self) -> None:
+        """The client does not read, and channels come and go: it comes again with the places that it knows."""
+        error = Unavailable("what is told of channels is not read", reason="PATTERN_UNREAD", retry_after_ms=500)
+        self.session.close_subscription(self, error)
 
     def _ready(self) -> None:
         if self.queued or self.closed:

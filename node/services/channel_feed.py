@@ -10,13 +10,12 @@ from ringpost.internal.v1.feed_pb2 import NameChange, ShardListing, WatchChannel
 from ringpost.node.bell import Bell
 from ringpost.node.errors import InvalidRequest, RingpostError, Unavailable
 from ringpost.node.services.stream import RawContext, StreamGate, serve
-from ringpost.node.shard.name_watch import Listing, NameWatch, News
+from ringpost.node.shard.name_watch import PATTERNS_MAX, Listing, NameWatch, News
 from ringpost.node.shard.store import Store
 
 SERVICE = "ringpost.internal.v1.ChannelFeedService"
 METHOD = f"/{SERVICE}/WatchChannels"
 STREAMS_MAX = 10_000
-PATTERNS_MAX = 10_000
 WAITING_MAX = 100_000  # changes for a node that does not read; then it begins anew
 _NAMES_A_MESSAGE = 5_000
 _SHARDS_A_MESSAGE = 64

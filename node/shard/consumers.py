@@ -93,17 +93,25 @@ def check_room(group: Group) -> None:
 
 
 class IdleConsumers:
-    """Finds cursors that nobody has used for as long as their group allows. Pure; counts from when it first looked."""
+    """Finds cursors that nobody has used for as long as their group allows. Pure; counts from when it first looked.
+
+    `_since`: how many members a cursor had had by when it was first seen without one. Whoever comes and goes between
+    two looks has used it, too.
+    """
 
     def __init__(self) -> None:
-        self._since: dict[Group, int] = {}
+        self._since: dict[Group, tuple[int, int]] = {}
 
     def is_over(self, cursor: Group, now_us: int) -> bool:
         """Whether to remove it. To be asked again and again."""
         if cursor.members or not cursor.settings.consumer_expiry_ms:
             self._since.pop(cursor, None)
             return False
-        return self._since.setdefault(cursor, now_us) + cursor.settings.consumer_expiry_ms * 1000 <= now_us
+        joined, since_us = self._since.get(cursor, (-1, 0))
+        if joined != cursor.joined:
+            self._since[cursor] = cursor.joined, now_us
+            return False
+        return since_us + cursor.settings.consumer_expiry_ms * 1000 <= now_us
 
     def forget_removed(self) -> None:
         """Drops what is remembered of cursors that are gone."""

@@ -68,6 +68,7 @@ class Group:
         "era",
         "expire_from_us",
         "held",
+        "joined",
         "letters_gone",
         "made_at",
         "members",
@@ -107,6 +108,7 @@ class Group:
         self.oldest: tuple[int, int] | None = None
         self.created_time_us = created_time_us
         self.members: dict[int, GroupMember] = {}
+        self.joined = 0  # members since this node has it
         self.unstored: list[tuple[SettleChange, Results, SettleReply | None]] = []
         self.held: list[tuple[int, Action, list[tuple[int, int]], bool, SettleReply]] = []
         self.seeks = 0
@@ -135,6 +137,7 @@ class Group:
         if self.members and self.settings.mode == GroupMode.GROUP_MODE_EXCLUSIVE:
             raise occupied(self.name, next(iter(self.members.values())).consumer)
         self.members[member] = watcher
+        self.joined += 1
         self.core.attach(member)
 
     def is_active(self, member: int) -> bool:

@@ -154,8 +154,9 @@ class OpenSubscription(_message.Message):
 
     A group is one of that name on each channel, made by first use with `mode`, at `start` where the channel exists
     already, else at its beginning; an error of one channel, such as GROUP_MODE or GROUP_OCCUPIED, ends the
-    subscription. More than 10,000 matching channels end it with RESOURCE_EXHAUSTED, PATTERN_LIMIT. When after some
-    seconds not every shard has said what it has, it is closed with UNAVAILABLE, PATTERN_INCOMPLETE: open it again.
+    subscription. More than 10,000 matching channels, or different patterns on one node, end it with RESOURCE_EXHAUSTED,
+    PATTERN_LIMIT. When after some seconds not every shard has said what it has, it is closed with UNAVAILABLE,
+    PATTERN_INCOMPLETE: open it again. So is one whose client does not read that channels come and go: PATTERN_UNREAD.
     """
     lease_tokens: _builtins.bool
     """Groups: every DeliveredBatch has its `lease_token`, for settling without this stream. Costs about 60 bytes a batch."""
@@ -170,8 +171,9 @@ class OpenSubscription(_message.Message):
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelOffset]:
         """With `pattern`, without a group: go on where an earlier stream ended, for these channels in place of `start`, which
-        should be `earliest` then: what is not named here was not there. At most 10,000 entries; of channels that are no
-        more they are passed over. An offset beyond the end is that of a channel made anew: it is read from its beginning.
+        should be `earliest` then: what is not named here was not there. At most 10,000 entries; each of a channel
+        that is no more is answered with a Gap up to 2^64 - 1. An offset beyond the end is that of a channel made anew: it
+        is read from its beginning.
         """
 
     def __init__(

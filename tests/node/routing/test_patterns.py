@@ -152,6 +152,19 @@ async def test_resuming_goes_on_behind_what_came_and_takes_new_channels_from_the
     assert (reader.got["orders.anew"], reader.got["orders.gone"]) == ([0, 1], [0])
 
 
+async def test_who_resumes_is_told_which_of_its_channels_are_no_more(nodes: Nodes) -> None:
+    client = nodes.clients["n1"]
+    for channel in CHANNELS[:3]:
+        await fill(client, channel, 0, 5)
+    places = [ChannelOffset(channel=channel, offset=5) for channel in (*CHANNELS[:2], "orders.away", "orders.too")]
+    reader = PatternReader(nodes.clients["n3"], "orders.*", start=EARLIEST, resume=places)
+    await reader.open()
+    assert sorted(reader.gone) == ["orders.away", "orders.too"], "or a place would wait for a channel of that name"
+    await fill(client, "orders.away", 0, 8)
+    await reader.take(5 + 8)
+    assert reader.got == {CHANNELS[2]: list(range(5)), "orders.away": list(range(8))}
+
+
 async def test_inboxes_match_only_when_the_pattern_says_so(nodes: Nodes) -> None:
     client = nodes.clients["n1"]
     await client.channels.AddChannel(AddChannelRequest(name="_inbox.ann"))
@@ -195,6 +208,28 @@ async def test_too_many_channels_end_it_with_the_limit(nodes: Nodes) -> None:
     await reader.until(lambda it: it.closed)
     failure = reader.closed.failure
     assert (failure.code, failure.reason, failure.metadata["limit"]) == (8, "PATTERN_LIMIT", "12")
+
+
+async def test_one_client_s_many_patterns_do_not_end_what_others_hear_of_new_channels(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("node.services.channel_feed", "node.delivery.catalog"):
+        monkeypatch.setattr(f"ringpost.{module}.PATTERNS_MAX", 3, raising=False)
+    client = nodes.clients["n1"]
+    reader = PatternReader(client, "orders.*", start=EARLIEST)
+    await reader.open()
+    others = [PatternReader(client, f"bills.{number}.*") for number in range(3)]
+    said = [await other.open() for other in others]
+    assert [one.WhichOneof("event") for one in said] == ["opened", "opened", "closed"]
+    assert (said[2].closed.failure.code, said[2].closed.failure.reason) == (8, "PATTERN_LIMIT")
+    assert (await PatternReader(client, "orders.*").open()).WhichOneof("event") == "opened", "the same costs nothing"
+    for channel in CHANNELS:
+        await fill(client, channel, 0, 1)
+    await reader.take(len(CHANNELS))
+    others[0].stream.cancel()
+    async with asyncio.timeout(30):
+        while (await PatternReader(client, "bills.*").open()).WhichOneof("event") != "opened":
+            await asyncio.sleep(0.05)
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------
@@ -313,6 +348,42 @@ async def test_channels_go_on_without_loss_or_doubles_when_their_shards_move(nod
     assert {channel: reader.got[channel] for channel in CHANNELS} == {key: list(range(40)) for key in CHANNELS}
     assert all(reader.got[f"orders.later{round_}"] == list(range(10)) for round_ in (1, 2, 3))
     assert (reader.gone, reader.gaps, reader.closed) == ([], [], None)
+
+
+async def test_a_channel_made_anew_while_its_leader_was_away_is_read_from_its_beginning(nodes: Nodes) -> None:
+    """By its place it would end far before: the channels beside it go on."""
+    client, channel, other = nodes.clients["n1"], CHANNELS[0], CHANNELS[1]
+    shard = nodes.shard(channel)
+    assert nodes.shard(other) != shard
+    nodes.world.assign({shard: "n3"})
+    await fill(client, channel, 50, 52)
+    nodes.world.assign({shard: "n2"})  # which knows nothing of that
+    await fill(client, channel, 0, 20)
+    await fill(client, other, 0, 1)
+    reader = PatternReader(client, "orders.*", start=EARLIEST)
+    await reader.open()
+    await reader.take(21)
+    nodes.world.assign({shard: "n3"})
+    await fill(client, other, 1, 2)
+    await reader.take(3)
+    assert (reader.got[channel], reader.got[other]) == ([*range(20), 50, 51], [0, 1])
+    assert (reader.gone, reader.closed) == ([channel], None)
+
+
+async def test_a_group_that_a_new_leader_does_not_know_begins_as_on_any_channel(nodes: Nodes) -> None:
+    """And not behind what had been delivered, which nobody may have acked."""
+    client, channel = nodes.clients["n1"], CHANNELS[0]
+    shard = nodes.shard(channel)
+    for node in ("n3", "n2"):
+        nodes.world.assign({shard: node})
+        await fill(client, channel, 0, 20)
+    reader = PatternReader(client, "orders.*", group="g", start=EARLIEST)
+    await reader.open()
+    await reader.take(20)
+    nodes.world.assign({shard: "n3"})
+    await reader.take(20)
+    assert reader.got[channel] == [*range(20), *range(20)]
+    assert (reader.gone, reader.closed) == ([], None)
 
 
 def fan_of(nodes: Nodes, node: str) -> Fan:
@@ -466,3 +537,66 @@ async def test_only_channels_that_the_client_may_consume_come_and_a_change_of_th
         await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
         assert "orders.c2" not in reader.gone
         assert reader.closed is None
+
+
+async def test_what_may_be_read_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with rigged(tmp_path) as rig:
+        client = rig.nodes.clients["n2"]
+
+        async def put(text: bytes) -> None:
+            for channel in CHANNELS:
+                request = PublishRequest(channel=channel, batch=batch_of(text))
+                await client.publisher.Publish(request, metadata=bearer("writer"))
+
+        async def permit(consume: str) -> None:
+            rig.permit(principal("writer", publish=">"), principal("ann", consume=consume))
+            await rig.renew()
+            for server in rig.nodes.servers.values():
+                server.hub.check_access()
+
+        await permit("orders.*")
+        reader = PatternReader(client, "orders.*", token="ann")
+        await reader.open()
+        await put(b"0 ")
+        await reader.take(len(CHANNELS))
+        await permit("orders.c0")
+        await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
+        await put(b"1 ")
+        await reader.take(1)
+        await permit("orders.*")
+        await reader.take(len(CHANNELS) - 1)
+        await put(b"2 ")
+        await reader.take(len(CHANNELS))
+        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
+
+
+async def test_a_channel_that_its_leader_forbids_by_older_rules_comes_when_it_has_the_newer(tmp_path: Path) -> None:
+    async with rigged(tmp_path) as rig:
+        nodes = rig.nodes
+        for channel in CHANNELS:
+            await nodes.clients["n1"].publisher.Publish(
+                PublishRequest(channel=channel, batch=batch_of(b"0 ")), metadata=bearer("writer")
+            )
+        rig.permit(principal("ann", consume="bills.*"))
+        await rig.renew()
+        late = [nodes.servers[name].access for name in ("n2", "n3")]
+        renews = [access.renew for access in late]
+
+        async def not_yet() -> bool:
+            return False
+
+        for access in late:
+            access.renew = not_yet  # type: ignore[method-assign]
+        rig.permit(principal("ann", consume="orders.*"))
+        await nodes.servers["n1"].access.renew()
+        reader = PatternReader(nodes.clients["n1"], "orders.*", token="ann", start=EARLIEST)
+        assert (await reader.open()).WhichOneof("event") == "opened"
+        mine = [channel for channel in CHANNELS if owners(nodes, [channel]) == {"n1"}]
+        await reader.take(len(mine))
+        assert sorted(reader.got) == sorted(mine)
+        for access, renew in zip(late, renews, strict=True):
+            access.renew = renew  # type: ignore[method-assign]
+            await access.renew()
+        await reader.take(len(CHANNELS) - len(mine))
+        assert reader.got == {channel: [0] for channel in CHANNELS}
+        assert (reader.gone, reader.closed) == ([], None)

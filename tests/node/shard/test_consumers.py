@@ -194,6 +194,19 @@ def test_an_unused_one_is_over_after_its_time_and_a_used_one_never() -> None:
     idle.forget_removed()
 
 
+def test_one_that_only_comes_for_moments_is_in_use() -> None:
+    rig = Rig()
+    group = broadcast(rig, "ann", consumer_expiry_ms=60_000)
+    (ann,) = cursors_of(group)
+    idle, minute = IdleConsumers(), 60_000_000
+    assert not idle.is_over(ann, 0)
+    for number in range(1, 4):  # between two looks
+        ann.join(number, Member())
+        ann.leave(number)
+        assert not idle.is_over(ann, number * minute)
+    assert idle.is_over(ann, 4 * minute)
+
+
 def test_it_keeps_no_dead_letters() -> None:
     assert not GroupSettings.of(GroupConfig(mode=BROADCAST)).policy.dead_letters
     assert GroupSettings.of(GroupConfig(mode=BROADCAST)).message().max_consumers == 1_000

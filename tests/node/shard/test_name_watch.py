@@ -1,5 +1,7 @@
 """Who is told which channels match, and when."""
 
+import pytest
+
 from ringpost.node.shard.name_watch import Change, Listing, NameWatch, News
 from tests.node.shard.fakes import Outcomes, Rig
 
@@ -101,3 +103,40 @@ def test_an_ended_pattern_and_a_closed_watcher_hear_nothing() -> None:
     rig.channel("a")
     assert first.changes == second.changes == []
     assert rig.store.name_watches == {first.watch}
+
+
+def test_a_look_costs_as_much_as_there_is_to_tell_however_many_patterns_are_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(shards=64)
+    rig.lead(5)
+    led = dict.fromkeys(range(64), True)
+    monkeypatch.setattr(rig.store, "leads", led.get)
+    watcher = Watcher(rig)
+    for number in range(50):
+        watcher.watch.begin(f"a.{number}")
+    watcher.listed()
+    assert len(watcher.news) == 50 * 64
+    looked: list[tuple[str, int]] = []
+    is_told = NameWatch._is_told
+
+    def counted(watch: NameWatch, pattern: str, shard: int) -> bool:
+        looked.append((pattern, shard))
+        return is_told(watch, pattern, shard)
+
+    monkeypatch.setattr(NameWatch, "_is_told", counted)
+    assert not watcher.watch.list_next()
+    assert not looked, "nothing has changed"
+    watcher.watch.begin("b.*")
+    watcher.listed()
+    assert len(watcher.news) == 51 * 64
+    assert {pattern for pattern, _ in looked} == {"b.*"}
+    looked.clear()
+    led[7] = False
+    watcher.watch.begin("c.*")
+    watcher.listed()
+    led[7] = True
+    watcher.listed()
+    assert [one.shard for one in watcher.news[51 * 64 :]][-1] == 7
+    assert len(watcher.news) == 52 * 64
+    assert len(looked) < 4 * 64
