@@ -19,6 +19,7 @@ from ringpost.v1.subscribe_pb2 import (
 )
 from tests.integration.broker import Client, batch_of
 from tests.node.routing.access_rig import bearer
+from tests.node.routing.cluster import Nodes
 
 EARLIEST = Start(earliest=True)
 MANY = 1 << 40
@@ -119,3 +120,9 @@ async def fill(client: Client, channel: str, first: int, end: int, size: int = 0
     for at in range(first, end, step):
         batch = batch_of(*(b"%d " % n + bytes(size) for n in range(at, min(at + step, end))))
         await client.publisher.Publish(PublishRequest(channel=channel, batch=batch))
+
+
+def owners(nodes: Nodes, channels: list[str]) -> set[str]:
+    """Who leads them."""
+    leaders = (nodes.world.leaders[nodes.shard(channel)] for channel in channels)
+    return {led[0] for led in leaders if led is not None}

@@ -11,13 +11,10 @@ from ringpost.node.delivery.fan import Fan
 from ringpost.node.routing.relayed_member import RelayedMember
 from ringpost.v1.channel_pb2 import AddChannelRequest, DeleteChannelRequest, PurgeChannelRequest
 from ringpost.v1.common_pb2 import GroupMode, Start
-from ringpost.v1.group_pb2 import AddGroupRequest, GetGroupRequest, GroupConfig, ListGroupsRequest
-from ringpost.v1.publish_pb2 import PublishRequest
-from ringpost.v1.subscribe_pb2 import ChannelOffset, Nack, Outcome
-from tests.integration.broker import batch_of, gathered
-from tests.node.routing.access_rig import bearer, principal, rigged
+from ringpost.v1.subscribe_pb2 import ChannelOffset, Outcome
+from tests.integration.broker import gathered
 from tests.node.routing.cluster import Nodes, running
-from tests.node.routing.pattern_reader import EARLIEST, PatternReader, fill
+from tests.node.routing.pattern_reader import EARLIEST, PatternReader, fill, owners
 
 CHANNELS = [f"orders.c{number}" for number in range(12)]
 
@@ -26,11 +23,6 @@ CHANNELS = [f"orders.c{number}" for number in range(12)]
 async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
     async with running(tmp_path) as nodes:
         yield nodes
-
-
-def owners(nodes: Nodes, channels: list[str]) -> set[str]:
-    leaders = (nodes.world.leaders[nodes.shard(channel)] for channel in channels)
-    return {led[0] for led in leaders if led is not None}
 
 
 async def test_all_channels_that_match_are_delivered_in_their_order_from_whatever_node_leads_them(nodes: Nodes) -> None:
@@ -232,102 +224,6 @@ async def test_one_client_s_many_patterns_do_not_end_what_others_hear_of_new_cha
             await asyncio.sleep(0.05)
 
 
-# -- groups -----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_group_of_a_pattern_is_one_on_each_channel_and_settles_by_channel_and_offset(nodes: Nodes) -> None:
-    client = nodes.clients["n1"]
-    for channel in CHANNELS:
-        await fill(client, channel, 0, 10)
-    await client.groups.AddGroup(AddGroupRequest(channel=CHANNELS[0], name="g", start=Start(offset=5)))
-    ann = PatternReader(nodes.clients["n2"], "orders.*", group="g", mode=GroupMode.GROUP_MODE_SHARED)
-    assert (await ann.open()).opened.ack_deadline_ms == 30_000
-    await fill(client, "orders.later", 0, 3)
-    await ann.take(5 + 10 * 11 + 3)
-    assert (ann.got[CHANNELS[0]], ann.got[CHANNELS[5]]) == (list(range(5, 10)), list(range(10)))
-    for channel in CHANNELS:
-        done = [(5, 9, Outcome.OUTCOME_DONE)]
-        assert await ann.settle(channel, (5, 9)) == done
-    assert await ann.settle(CHANNELS[1], (4, 4), nack=Nack()) == [(4, 4, Outcome.OUTCOME_DONE)]
-    await ann.take(1)
-    assert (ann.got[CHANNELS[1]][-1], ann.attempts[CHANNELS[1]][-1]) == (4, 2)
-    assert await ann.settle("orders.unknown", (0, 3)) == [(0, 3, Outcome.OUTCOME_UNKNOWN)]
-    failure = await ann.settle("", (0, 3))
-    assert (failure.code, failure.violations[0].field) == (3, "settle.channel")
-    group = (await client.groups.GetGroup(GetGroupRequest(channel=CHANNELS[3], name="g"))).group
-    assert (group.settled_below, group.in_flight) == (0, 5)
-    groups = await client.groups.ListGroups(ListGroupsRequest(page_size=100))
-    assert {(one.channel, one.name) for one in groups.groups} == {(name, "g") for name in (*CHANNELS, "orders.later")}
-
-
-async def test_two_members_share_each_channel_and_one_that_leaves_gives_all_back(nodes: Nodes) -> None:
-    client = nodes.clients["n1"]
-    for channel in CHANNELS:
-        await fill(client, channel, 0, 10)
-    ann = PatternReader(nodes.clients["n2"], "orders.*", group="g", credit=60)
-    bob = PatternReader(nodes.clients["n3"], "orders.*", group="g", credit=0)
-    await ann.open()
-    await ann.take(60)
-    await bob.open()
-    await bob.grant(1_000)
-    await bob.take(60)
-    assert sum(map(len, ann.got.values())) + sum(map(len, bob.got.values())) == 120
-    ann.stream.cancel()
-    await bob.take(60)
-    assert {channel: sorted(texts) for channel, texts in bob.got.items()} == {key: list(range(10)) for key in CHANNELS}
-    assert set().union(*bob.attempts.values()) == {1}, "a member that goes costs no attempt"
-
-
-async def test_a_group_of_another_mode_on_one_channel_refuses_the_pattern(nodes: Nodes) -> None:
-    client = nodes.clients["n1"]
-    for channel in CHANNELS:
-        await fill(client, channel, 0, 1)
-    config = GroupConfig(mode=GroupMode.GROUP_MODE_KEY_ORDERED)
-    await client.groups.AddGroup(AddGroupRequest(channel=CHANNELS[7], name="g", config=config))
-    reader = PatternReader(nodes.clients["n2"], "orders.*", group="g", mode=GroupMode.GROUP_MODE_SHARED)
-    assert (await reader.open()).closed.failure.reason == "GROUP_MODE"
-
-
-async def test_an_exclusive_group_has_one_reader_of_all_and_a_failover_group_a_second_that_waits(nodes: Nodes) -> None:
-    client = nodes.clients["n1"]
-    for channel in CHANNELS:
-        await fill(client, channel, 0, 2)
-    exclusive = {"group": "one", "mode": GroupMode.GROUP_MODE_EXCLUSIVE}
-    first = PatternReader(nodes.clients["n2"], "orders.*", **exclusive)
-    assert (await first.open()).WhichOneof("event") == "opened"
-    second = PatternReader(nodes.clients["n3"], "orders.*", **exclusive)
-    assert (await second.open()).closed.failure.reason == "GROUP_OCCUPIED"
-    failover = {"group": "two", "mode": GroupMode.GROUP_MODE_FAILOVER}
-    active = PatternReader(nodes.clients["n2"], "orders.*", **failover)
-    standby = PatternReader(nodes.clients["n3"], "orders.*", **failover)
-    await active.open()
-    await active.take(24)
-    await standby.open()
-    await standby.nothing_more()
-    active.stream.cancel()
-    await standby.take(24)
-    assert standby.got == {key: [0, 1] for key in CHANNELS}
-
-
-async def test_in_a_broadcast_group_each_consumer_has_its_place_in_every_channel(nodes: Nodes) -> None:
-    for channel in CHANNELS:
-        await fill(nodes.clients["n1"], channel, 0, 3)
-    told = {"group": "b", "mode": GroupMode.GROUP_MODE_BROADCAST}
-    ann = PatternReader(nodes.clients["n2"], "orders.*", consumer="ann", **told)
-    bob = PatternReader(nodes.clients["n3"], "orders.*", consumer="bob", **told)
-    for reader in (ann, bob):
-        await reader.open()
-        await reader.take(3 * len(CHANNELS))
-        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
-    for channel in CHANNELS:
-        assert await ann.settle(channel, (0, 1)) == [(0, 1, Outcome.OUTCOME_DONE)]
-    ann.stream.cancel()
-    again = PatternReader(nodes.clients["n1"], "orders.*", consumer="ann", **told)
-    await again.open()
-    await again.take(len(CHANNELS))
-    assert again.got == {channel: [2] for channel in CHANNELS}
-
-
 # -- leaders change ---------------------------------------------------------------------------------------------------
 
 
@@ -505,98 +401,3 @@ async def test_nothing_is_watched_once_nobody_reads_a_pattern(nodes: Nodes) -> N
         while any(server.storage.store.name_watches for server in nodes.servers.values()):
             await asyncio.sleep(0.01)
     assert all(not server.hub.subscriptions for server in nodes.servers.values())
-
-
-# -- access -----------------------------------------------------------------------------------------------------------
-
-
-async def test_only_channels_that_the_client_may_consume_come_and_a_change_of_that_counts_at_once(
-    tmp_path: Path,
-) -> None:
-    async with rigged(tmp_path) as rig:
-        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.c1"))
-        await rig.renew()
-        client = rig.nodes.clients["n2"]
-        for channel in CHANNELS:
-            request = PublishRequest(channel=channel, batch=batch_of(b"0 "))
-            await client.publisher.Publish(request, metadata=bearer("writer"))
-        reader = PatternReader(client, "orders.*", token="narrow", start=EARLIEST)
-        await reader.open()
-        await reader.take(1)
-        assert set(reader.places) == {"orders.c1"}
-        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.*"))
-        await rig.renew()
-        for server in rig.nodes.servers.values():
-            server.hub.check_access()
-        await reader.take(len(CHANNELS) - 1)
-        assert set(reader.got) == set(CHANNELS)
-        rig.permit(principal("writer", publish=">"), principal("narrow", consume="orders.c2"))
-        await rig.renew()
-        for server in rig.nodes.servers.values():
-            server.hub.check_access()
-        await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
-        assert "orders.c2" not in reader.gone
-        assert reader.closed is None
-
-
-async def test_what_may_be_read_again_goes_on_where_it_was(tmp_path: Path) -> None:
-    async with rigged(tmp_path) as rig:
-        client = rig.nodes.clients["n2"]
-
-        async def put(text: bytes) -> None:
-            for channel in CHANNELS:
-                request = PublishRequest(channel=channel, batch=batch_of(text))
-                await client.publisher.Publish(request, metadata=bearer("writer"))
-
-        async def permit(consume: str) -> None:
-            rig.permit(principal("writer", publish=">"), principal("ann", consume=consume))
-            await rig.renew()
-            for server in rig.nodes.servers.values():
-                server.hub.check_access()
-
-        await permit("orders.*")
-        reader = PatternReader(client, "orders.*", token="ann")
-        await reader.open()
-        await put(b"0 ")
-        await reader.take(len(CHANNELS))
-        await permit("orders.c0")
-        await reader.until(lambda it: len(it.gone) == len(CHANNELS) - 1)
-        await put(b"1 ")
-        await reader.take(1)
-        await permit("orders.*")
-        await reader.take(len(CHANNELS) - 1)
-        await put(b"2 ")
-        await reader.take(len(CHANNELS))
-        assert reader.got == {channel: [0, 1, 2] for channel in CHANNELS}
-
-
-async def test_a_channel_that_its_leader_forbids_by_older_rules_comes_when_it_has_the_newer(tmp_path: Path) -> None:
-    async with rigged(tmp_path) as rig:
-        nodes = rig.nodes
-        for channel in CHANNELS:
-            await nodes.clients["n1"].publisher.Publish(
-                PublishRequest(channel=channel, batch=batch_of(b"0 ")), metadata=bearer("writer")
-            )
-        rig.permit(principal("ann", consume="bills.*"))
-        await rig.renew()
-        late = [nodes.servers[name].access for name in ("n2", "n3")]
-        renews = [access.renew for access in late]
-
-        async def not_yet() -> bool:
-            return False
-
-        for access in late:
-            access.renew = not_yet  # type: ignore[method-assign]
-        rig.permit(principal("ann", consume="orders.*"))
-        await nodes.servers["n1"].access.renew()
-        reader = PatternReader(nodes.clients["n1"], "orders.*", token="ann", start=EARLIEST)
-        assert (await reader.open()).WhichOneof("event") == "opened"
-        mine = [channel for channel in CHANNELS if owners(nodes, [channel]) == {"n1"}]
-        await reader.take(len(mine))
-        assert sorted(reader.got) == sorted(mine)
-        for access, renew in zip(late, renews, strict=True):
-            access.renew = renew  # type: ignore[method-assign]
-            await access.renew()
-        await reader.take(len(CHANNELS) - len(mine))
-        assert reader.got == {channel: [0] for channel in CHANNELS}
-        assert (reader.gone, reader.closed) == ([], None)
