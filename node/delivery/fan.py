@@ -98,15 +98,10 @@ class Fan(PatternFlow):
         caller = self._inner.caller
         if name in self._members or not caller.may(Verb.CONSUME, name):
             return
-        if len(self._members) >= self.session.hub.limits.pattern_channels:
-            limit = self.session.hub.limits.pattern_channels
-            error = Exhausted(
-                f"open.pattern: {self.pattern!r} matches more than {limit} channels; narrow it, or open several",
-                reason="PATTERN_LIMIT",
-                metadata={"limit": str(limit)},
-            )
+        if (error := self._too_many()) is not None:
             self.session.close_subscription(self, error)
             return
+        self.session.pattern_channels += 1
         member = self._members[name] = FanMember(name, Start(earliest=True))
         if self._pending is not None and not self._listed:
             self._pending.add(name)
@@ -116,6 +111,17 @@ class Fan(PatternFlow):
         elif (position := self._forbidden.pop(name, None)) is not None:
             member.position = position
         self._begin(member)
+
+    def _too_many(self) -> Exhausted | None:
+        """Why one channel more would be too many."""
+        limits = self.session.hub.limits
+        if len(self._members) >= (limit := limits.pattern_channels):
+            said = f"{self.pattern!r} matches more than {limit} channels; narrow it, or open several"
+        elif self.session.pattern_channels >= (limit := limits.stream_pattern_channels):
+            said = f"the patterns of this stream match more than {limit} channels; open some on another stream"
+        else:
+            return None
+        return Exhausted(f"open.pattern: {said}", reason="PATTERN_LIMIT", metadata={"limit": str(limit)})
 
     def _begin(self, member: FanMember) -> None:
         command = OpenSubscription(
@@ -136,6 +142,7 @@ class Fan(PatternFlow):
         member = self._members.pop(name, None)
         if member is None:
             return
+        self.session.pattern_channels -= 1
         self._inner.drop(member)
         if member.stood and not self.command.group:
             self._say_gap(member.name, member.position or 0, OFFSET_MAX)
@@ -411,6 +418,8 @@ class Fan(PatternFlow):
         flow.settle(inner, reply)
 
     def close(self) -> None:
+        self.session.pattern_channels -= len(self._members)
+        self._members.clear()
         self.closed = True
         self._timer.cancel()
         if self._reminder is not None:

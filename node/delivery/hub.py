@@ -54,6 +54,7 @@ class DeliveryLimits:
     subscriptions_per_stream: int = 256
     settlements_per_stream: int = 1_000
     pattern_channels: int = 10_000
+    stream_pattern_channels: int = 20_000
 
 
 @dataclass(slots=True)

@@ -67,6 +67,7 @@ class Session:
         "caller",
         "ended",
         "hub",
+        "pattern_channels",
         "peer",
         "queued_bytes",
         "settlements_max",
@@ -87,6 +88,7 @@ class Session:
         self.settlements_max = hub.limits.settlements_per_stream
         self.subscriptions: dict[int, Flow] = {}
         self.queued_bytes = 0
+        self.pattern_channels = 0  # of all its patterns together
         self.unanswered = 0
         self.ended: RingpostError | None = None
         self._queue: deque[bytes] | None = None  # an idle stream has no use for the two

@@ -154,8 +154,8 @@ class OpenSubscription(_message.Message):
 
     A group is one of that name on each channel, made by first use with `mode`, at `start` where the channel exists
     already, else at its beginning; an error of one channel, such as GROUP_MODE or GROUP_OCCUPIED, ends the
-    subscription. More than 10,000 matching channels, or different patterns on one node, end it with RESOURCE_EXHAUSTED,
-    PATTERN_LIMIT. When after some seconds not every shard has said what it has, it is closed with UNAVAILABLE,
+    subscription. More than 10,000 matching channels, 20,000 on one stream, or 10,000 different patterns on one node end it
+    with RESOURCE_EXHAUSTED, PATTERN_LIMIT. When after some seconds not every shard has said what it has, it is closed with UNAVAILABLE,
     PATTERN_INCOMPLETE: open it again. So is one whose client does not read that channels come and go: PATTERN_UNREAD.
     """
     lease_tokens: _builtins.bool

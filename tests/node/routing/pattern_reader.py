@@ -50,6 +50,17 @@ class PatternReader:
                 if event.WhichOneof("event") in ("opened", "closed"):
                     return event
 
+    async def also(self, number: int, pattern: str) -> Any:
+        """Opens another pattern on the same stream; whether that stands, or how it was closed."""
+        command = OpenSubscription(subscription_id=number, pattern=pattern)
+        await self.stream.write(SubscribeRequest(open=command))
+        async with asyncio.timeout(20):
+            while True:
+                event = await self.stream.read()
+                for said in (event.opened, event.closed):
+                    if said.subscription_id == number:
+                        return event
+
     async def until(self, done: Any) -> None:
         """Reads until `done(self)` holds."""
         async with asyncio.timeout(30):

@@ -11,7 +11,7 @@ from ringpost.node.delivery.fan import Fan
 from ringpost.node.routing.relayed_member import RelayedMember
 from ringpost.v1.channel_pb2 import AddChannelRequest, DeleteChannelRequest, PurgeChannelRequest
 from ringpost.v1.common_pb2 import GroupMode, Start
-from ringpost.v1.subscribe_pb2 import ChannelOffset, Outcome
+from ringpost.v1.subscribe_pb2 import ChannelOffset, CloseSubscription, Outcome, SubscribeRequest
 from tests.integration.broker import gathered
 from tests.node.routing.cluster import Nodes, running
 from tests.node.routing.pattern_reader import EARLIEST, PatternReader, fill, owners
@@ -200,6 +200,19 @@ async def test_too_many_channels_end_it_with_the_limit(nodes: Nodes) -> None:
     await reader.until(lambda it: it.closed)
     failure = reader.closed.failure
     assert (failure.code, failure.reason, failure.metadata["limit"]) == (8, "PATTERN_LIMIT", "12")
+
+
+async def test_the_patterns_of_one_stream_together_have_a_limit_and_one_that_ends_makes_room(nodes: Nodes) -> None:
+    object.__setattr__(nodes.servers["n1"].hub.limits, "stream_pattern_channels", 15)
+    for channel in CHANNELS:
+        await fill(nodes.clients["n2"], channel, 0, 1)
+    reader = PatternReader(nodes.clients["n1"], "orders.*", start=EARLIEST)
+    assert (await reader.open()).WhichOneof("event") == "opened"
+    second = await reader.also(2, "orders.>")
+    failure = second.closed.failure
+    assert (failure.code, failure.reason, failure.metadata["limit"]) == (8, "PATTERN_LIMIT", "15")
+    await reader.stream.write(SubscribeRequest(close=CloseSubscription(subscription_id=1)))
+    assert (await reader.also(3, "orders.>")).WhichOneof("event") == "opened"
 
 
 async def test_one_client_s_many_patterns_do_not_end_what_others_hear_of_new_channels(
