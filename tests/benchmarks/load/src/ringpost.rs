@@ -208,8 +208,8 @@ impl Subscriber {
             subscription_id: 1,
             correlation: self.settlements,
             ranges,
-            cumulative: false,
             action: Some(action),
+            ..Default::default()
         };
         Ok(self.requests.send(SubscribeRequest { command: Some(subscribe_request::Command::Settle(settle)) }).await?)
     }

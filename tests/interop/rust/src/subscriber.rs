@@ -94,8 +94,8 @@ impl Subscriber {
             subscription_id: self.subscription_id,
             correlation: self.settlements,
             ranges,
-            cumulative: false,
             action: Some(action),
+            ..Default::default()
         };
         self.send(Command::Settle(settle)).await
     }

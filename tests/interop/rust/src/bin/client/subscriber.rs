@@ -172,8 +172,8 @@ impl Subscriber {
             subscription_id: SUBSCRIPTION_ID,
             correlation: self.correlation,
             ranges,
-            cumulative: false,
             action: Some(action),
+            ..Default::default()
         }));
     }
 
@@ -205,6 +205,7 @@ impl Subscriber {
                 group: self.group.clone(),
                 ranges: entry.get().clone(),
                 action: Some(settle_messages_request::Action::Ack(Ack {})),
+                ..Default::default()
             })?;
             request.set_timeout(ASK);
             let answer = client.settle(request).await?.into_inner();
