@@ -26,7 +26,7 @@ async def open_kv(request: pytest.FixtureRequest, connect: Callable[..., EtcdKv]
 
 
 @pytest.fixture
-def kv(open_kv: Open) -> Kv:
+async def kv(open_kv: Open) -> Kv:
     return open_kv()
 
 
