@@ -20,7 +20,6 @@ from ringpost.node.groups.changes import (
     Ack,
     Action,
     Claim,
-    Dying,
     Extend,
     Failure,
     Lease,
@@ -34,7 +33,8 @@ from ringpost.node.groups.changes import (
 from ringpost.node.groups.changes import merge_retries as merged
 from ringpost.node.groups.leases import Held, Hold, LeaseTable
 from ringpost.node.groups.policy import RetryPolicy, spread
-from ringpost.node.groups.ranges import Range, RangeMap, RangeSet, append_range
+from ringpost.node.groups.ranges import Range, RangeMap, RangeSet
+from ringpost.node.groups.request import Request
 from ringpost.node.groups.retries import RetryTable
 from ringpost.node.groups.standing import Standing
 
@@ -291,7 +291,7 @@ class GroupCore:
                 reached.remove(*pair)
             for pair in reached:
                 wanted.add(*pair)
-        request = _Request(consumer, action, now_us, self._new_ticket(), self._policy, chance)
+        request = Request(consumer, action, now_us, self._new_ticket(), self._policy, chance)
         for first, last in wanted:
             known = min(last, member.handed_end - 1)
             for start, end, hold in member.leases.pieces(first, known):
@@ -309,7 +309,7 @@ class GroupCore:
         DONE: not settled until now, also when another change that settles it is on its way. ALREADY: settled. UNKNOWN:
         not below `end_offset`. Until the change is applied leases go on, and what is free may still be handed out.
         """
-        request = _Request(0, action, now_us, self._new_ticket(), self._policy)
+        request = Request(0, action, now_us, self._new_ticket(), self._policy)
         for first, last in RangeSet(ranges):
             known = min(last, end_offset - 1)
             for settled_first, settled_last in self._settled.intersect(first, known):
@@ -333,7 +333,7 @@ class GroupCore:
         failed, somebody else has the message, or there is no lease to give back or extend; also where the group is
         `scattered`. UNKNOWN: not below `end_offset`. What has no lease may be handed out until the change is applied.
         """
-        request = _Request(0, action, now_us, self._new_ticket(), self._policy, chance)
+        request = Request(0, action, now_us, self._new_ticket(), self._policy, chance)
         nothing: RangeMap[Hold] = RangeMap()
         for claim in claims:
             request.consumer = claim.consumer
@@ -350,7 +350,7 @@ class GroupCore:
                     request.answer(max(first, known + 1), last, Outcome.UNKNOWN)
         return Verdict(request.results, request.change or None)
 
-    def _settle_ended(self, request: "_Request", claim: Claim, first: int, last: int) -> None:
+    def _settle_ended(self, request: Request, claim: Claim, first: int, last: int) -> None:
         """Answers for messages that are not leased as claimed."""
         final = isinstance(request.action, Ack | Reject)
         for start, end, settling in self._leases.settling.pieces(first, last):
@@ -367,7 +367,7 @@ class GroupCore:
             else:
                 request.answer(start, end, Outcome.EXPIRED)
 
-    def _settle_unleased(self, request: "_Request", claim: Claim, first: int, last: int) -> None:
+    def _settle_unleased(self, request: Request, claim: Claim, first: int, last: int) -> None:
         """The same for those that are neither settled nor settling."""
         right = claim.current and isinstance(request.action, Ack | Reject) and not self.scattered
         for low, high in self._leases.busy.gaps(first, last):
@@ -388,7 +388,7 @@ class GroupCore:
         """Whether there are as many settled and failed ranges as may be."""
         return len(self._settled) + len(self._retries.failed) >= self._fragments_max
 
-    def _settle_leased(self, request: "_Request", held: Held) -> None:
+    def _settle_leased(self, request: Request, held: Held) -> None:
         action = request.action
         if isinstance(action, Extend):
             deadline_us = request.now_us + (action.deadline_us or self._ack_deadline_us)
@@ -398,7 +398,7 @@ class GroupCore:
             request.include(held.first, held.last, held.hold.attempt)
         request.answer(held.first, held.last, Outcome.DONE)
 
-    def _settle_again(self, request: "_Request", first: int, last: int) -> None:
+    def _settle_again(self, request: Request, first: int, last: int) -> None:
         """Answers for messages that the consumer has no lease for, below the highest that it was handed."""
         repeatable = isinstance(request.action, Ack | Reject)
         for start, end, settling in self._leases.settling.pieces(first, last):
@@ -516,38 +516,3 @@ class GroupCore:
             for start, end in self._retries.wake(first, last):
                 self._not_fresh.remove(start, end)
         return bool(freed)
-
-
-class _Request:
-    """One settlement while it is worked out, in ascending order of offsets."""
-
-    def __init__(
-        self, consumer: int, action: Action, now_us: int, ticket: int, policy: RetryPolicy, chance: float = 0.0
-    ) -> None:
-        self.policy = policy
-        self.chance = chance
-        self.consumer = consumer
-        self.action = action
-        self.now_us = now_us
-        self.results: list[tuple[int, int, Outcome]] = []
-        reason = action.reason if isinstance(action, Reject) else ""
-        self.change = SettleChange(reject_reason=reason, tickets=(ticket,))
-
-    def answer(self, first: int, last: int, outcome: Outcome) -> None:
-        if self.results and self.results[-1][1] + 1 == first and self.results[-1][2] == outcome:
-            first = self.results.pop()[0]
-        self.results.append((first, last, outcome))
-
-    def close(self, first: int, last: int) -> None:
-        """To be settled whoever has it."""
-        self.include(first, last, 0)
-        self.answer(first, last, Outcome.DONE)
-
-    def include(self, first: int, last: int, attempt: int) -> None:
-        if isinstance(self.action, Ack):
-            append_range(self.change.acked, first, last)
-        elif isinstance(self.action, Reject):
-            self.policy.give_up(self.change, Dying(first, last, attempt, self.now_us, self.action.reason))
-        elif isinstance(self.action, Nack):
-            chance = spread(self.chance, len(self.change.retries))
-            self.policy.fail(self.change, first, last, attempt, self.now_us, self.action, chance)
